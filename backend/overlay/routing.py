@@ -1,0 +1,159 @@
+"""From a request's header to the lane its handler runs for, and the routes and answers that know of several lanes.
+
+Owns the middleware and the routes that ComfyUI does not have. Knows ComfyUI's routes by path only; what a handler
+then sees is the business of the patches.
+"""
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import web
+
+from backend import metrics
+from backend.context import in_lane
+from backend.contract import GPU_HEADER, BadGpuHeader, parse_gpu
+from backend.overlay.state import State
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+BY_ID: Final = re.compile(r"/jobs/(?:[^/]+(?:/cancel)?|cancel)")
+"""Routes that name a job: it is found on whatever lane it is."""
+
+
+def path_of(request: web.Request) -> str:
+    """The request's path without the ``/api`` that every route also answers under."""
+    path = request.path
+    return path.removeprefix("/api") if path.startswith("/api/") else path
+
+
+def refusal(message: str) -> web.Response:
+    """400 in the shape of ComfyUI's own errors."""
+    error = {"type": "invalid_gpu", "message": message, "details": "", "extra_info": {}}
+    return web.json_response({"error": error, "node_errors": {}}, status=400)
+
+
+def middleware(state: State) -> Any:
+    """Runs every handler in the context of the lane that the request names; adds ``gpu_id`` where it is promised."""
+
+    @web.middleware
+    async def choose_lane(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            lane = parse_gpu(request.headers.getall(GPU_HEADER, []), len(state.lanes))
+        except BadGpuHeader as error:
+            return refusal(str(error))
+        call = (request.method, path_of(request))
+        if call == ("POST", "/prompt"):
+            lane = 0 if lane is None else lane
+            return await _with_gpu(handler, request, lane)
+        if call == ("GET", "/queue") and lane is not None:
+            return await _with_gpu(handler, request, lane)
+        if call == ("GET", "/system_stats"):
+            return await _system_stats(state, handler, request, lane)
+        if call == ("POST", "/interrupt"):
+            return await _interrupt(state, request, lane)
+        with in_lane(None if BY_ID.fullmatch(call[1]) else lane):
+            return await handler(request)
+
+    return choose_lane
+
+
+async def _with_gpu(handler: Handler, request: web.Request, lane: int) -> web.StreamResponse:
+    with in_lane(lane):
+        response = await handler(request)
+    answer = _json_of(response)
+    if isinstance(response, web.Response) and response.status == 200 and isinstance(answer, dict):
+        response.text = json.dumps({**answer, "gpu_id": lane})
+    return response
+
+
+async def _system_stats(
+    state: State, handler: Handler, request: web.Request, lane: int | None
+) -> web.StreamResponse:
+    # ComfyUI describes the device of whoever asks; asked once per lane it describes them all.
+    wanted = range(len(state.lanes)) if lane is None else (lane,)
+    devices = []
+    merged: web.Response | None = None
+    for index in wanted:
+        with in_lane(index):
+            response = await handler(request)
+        answer = _json_of(response)
+        if not isinstance(response, web.Response) or not isinstance(answer, dict) or not answer.get("devices"):
+            return response
+        devices.append({**answer["devices"][0], "gpu_id": index})
+        merged = response
+        merged.text = json.dumps({**answer, "devices": devices})
+    assert merged is not None, "there is at least one lane"  # noqa: S101 (for the type checker)
+    return merged
+
+
+async def _interrupt(state: State, request: web.Request, lane: int | None) -> web.Response:
+    # Answered here: ComfyUI's handler looks and acts in two steps, between which the job may end and another begin.
+    try:
+        body = await request.json()
+    except json.JSONDecodeError:
+        body = {}
+    prompt_id = body.get("prompt_id") if isinstance(body, dict) else None
+    if prompt_id:
+        state.queues.merged.interrupt(prompt_id)
+    else:
+        state.queues.of(lane).interrupt()
+    return web.Response(status=200)
+
+
+def _json_of(response: web.StreamResponse) -> Any:
+    if not isinstance(response, web.Response) or response.content_type != "application/json":
+        return None
+    try:
+        return json.loads(response.text or "")
+    except ValueError:
+        return None
+
+
+def queue_all(state: State) -> dict[str, Any]:
+    """Every lane's queue and the totals."""
+    queues = []
+    for queue in state.queues.lanes:
+        running, pending = queue.get_current_queue_volatile()
+        queues.append({
+            "gpu_id": queue.lane.index,
+            "queue_running": [state.version.public(item) for item in running],
+            "queue_pending": [state.version.public(item) for item in pending],
+            "running_count": len(running),
+            "pending_count": len(pending),
+        })
+    return {
+        "queues": queues,
+        "total_running": sum(entry["running_count"] for entry in queues),
+        "total_pending": sum(entry["pending_count"] for entry in queues),
+    }
+
+
+def install(state: State, server: Any) -> None:
+    """Put the middleware before all others and add the routes, while ComfyUI's server is still being made."""
+    server.app.middlewares.insert(0, middleware(state))
+    numbers = metrics.Metrics(state.lanes)
+
+    @server.routes.get("/queue/all")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
+    async def _queue_all(request: web.Request) -> web.Response:
+        return web.json_response(queue_all(state))
+
+    @server.routes.get("/debug/queues")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
+    async def _debug_queues(request: web.Request) -> web.Response:
+        lengths = [
+            {"gpu_id": entry["gpu_id"], "queued": entry["pending_count"], "running": entry["running_count"]}
+            for entry in queue_all(state)["queues"]
+        ]
+        return web.json_response({"queues": lengths})
+
+    @server.routes.get("/metrics")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
+    async def _metrics(request: web.Request) -> web.Response:
+        return web.Response(body=numbers.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+def first(server: Any) -> None:
+    """Custom nodes may have put their own middleware in front: ours must run before anything reads a lane."""
+    ours = next(entry for entry in server.app.middlewares if getattr(entry, "__name__", "") == "choose_lane")
+    server.app.middlewares.remove(ours)
+    server.app.middlewares.insert(0, ours)

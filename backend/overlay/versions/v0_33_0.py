@@ -1,0 +1,38 @@
+"""ComfyUI 0.33.0 (2026): interrupts are ``BaseException``, jobs can be cancelled by id, memory is managed per process.
+
+Its first supported configuration keeps the older memory manager and the older cache: the new ones reset buffers of
+all devices after every node and evict by the RAM of the whole machine.
+"""
+
+from typing import Any
+
+from backend.overlay.versions.v0_8_0 import without_secrets
+from backend.overlay.versions.version import Version
+
+
+def _close(main: Any) -> None:
+    main.asset_seeder.shutdown()
+
+
+VERSION = Version(
+    number="0.33.0",
+    adds=(
+        ("--disable-dynamic-vram", "dynamic VRAM resets the buffers of all devices after every node of any lane"),
+        ("--cache-classic", "the default cache evicts by the machine's RAM, so that lanes would empty each other's"),
+    ),
+    gives_way=("--cache-lru", "--cache-none", "--cache-ram", "--cache-classic"),
+    task_done=("self", "item_id", "history_result", "status", "process_item"),
+    executor=("self", "server", "cache_type", "cache_args"),
+    execute_node=(
+        "server", "dynprompt", "caches", "current_item", "extra_data", "executed", "prompt_id", "execution_list",
+        "pending_subgraph_results", "pending_async_nodes", "ui_outputs",
+    ),
+    expects=(
+        "comfy_execution.jobs:cancel_job",
+        "comfy.model_management:is_oom",
+        "execution:PromptQueue.interrupt_if_running",
+    ),
+    public=lambda item: list(item[:5]),
+    done_extra=lambda: {"process_item": without_secrets},
+    close=_close,
+)

@@ -1,0 +1,58 @@
+"""Whether the running code is inside one of ComfyUI's loaders, and which files that loader has opened so far.
+
+Owns the context variable that says so. Only inside a loading are masters handed out, because only there it is known
+what becomes of them.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+from backend.overlay.weights import pages
+from backend.overlay.weights.files import File
+
+
+class Loading:
+    """One call of a loader; keeps its files alive until modules do."""
+
+    def __init__(self) -> None:
+        self.files: list[File] = []
+
+
+_current: Final[ContextVar[Loading | None]] = ContextVar("backend_loading", default=None)
+
+_passing: Final = pages.Passing()
+
+
+def current() -> Loading | None:
+    """The loading this code belongs to."""
+    return _current.get()
+
+
+@contextmanager
+def loading() -> Iterator[Loading]:
+    """Run the block as a loader; one inside another belongs to the outer one."""
+    outer = _current.get()
+    if outer is not None:
+        yield outer
+        return
+    inside = Loading()
+    token = _current.set(inside)
+    try:
+        with _passing:
+            yield inside
+    finally:
+        _current.reset(token)
+
+
+def as_loading(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``original``, run as a loader."""
+
+    @functools.wraps(original)
+    def loader(*args: Any, **kwargs: Any) -> Any:
+        with loading():
+            return original(*args, **kwargs)
+
+    return loader

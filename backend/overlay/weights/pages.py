@@ -1,0 +1,159 @@
+"""Memory mappings of this process: find one, make it read-only, read ahead, give pages back, see if it was written.
+
+Owns every call into the C library and ``/proc``. Linux only; elsewhere each function says that it did nothing.
+Knows nothing of tensors' meaning.
+"""
+
+import ctypes
+import mmap
+import sys
+import threading
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+PAGE: Final = mmap.PAGESIZE
+_READ: Final = 1
+_READ_WRITE: Final = 3
+_WILLNEED: Final = 3
+_DONTNEED: Final = 4
+_TRIM_THRESHOLD: Final = -1
+_MMAP_THRESHOLD: Final = -3
+_LOW: Final = 64 * 1024
+_HIGH: Final = 32 * 1024 * 1024
+_MAPS: Final = Path("/proc/self/maps")
+_SMAPS: Final = Path("/proc/self/smaps")
+
+
+@dataclass(frozen=True)
+class Region:
+    """One private mapping of a file: addresses in bytes, the end not included."""
+
+    start: int
+    end: int
+    path: str
+
+    def __contains__(self, address: int) -> bool:
+        return self.start <= address < self.end
+
+
+def region(address: int) -> Region | None:
+    """The private file mapping that holds ``address``; ``None`` for other memory, or where it cannot be known."""
+    if sys.platform != "linux":
+        return None
+    for line in _MAPS.read_text(errors="replace").splitlines():
+        head, _, rest = line.partition(" ")
+        start, _, end = head.partition("-")
+        if int(start, 16) <= address < int(end, 16):
+            # permissions, offset, device, inode, path
+            fields = rest.split(None, 4)
+            private_file = fields[0].endswith("p") and len(fields) == 5 and fields[4].startswith("/")
+            return Region(int(start, 16), int(end, 16), fields[4]) if private_file else None
+    return None
+
+
+def written(where: Region) -> int | None:
+    """Bytes of the private mapping that somebody wrote; ``None`` where it cannot be known.
+
+    A written page of a private mapping is no longer a page of the file, and the kernel counts it as anonymous.
+    """
+    if sys.platform != "linux":
+        return None
+    total, inside = 0, False
+    for line in _SMAPS.read_text(errors="replace").splitlines():
+        head = line.split(None, 1)[0]
+        if not head.endswith(":"):
+            start, _, end = head.partition("-")
+            inside = where.start < int(end, 16) and int(start, 16) < where.end
+        elif inside and head == "Anonymous:":
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def protect(where: Region, writable: bool) -> bool:
+    """Whether the mapping now lets itself be written, or not, as asked."""
+    return _call("mprotect", where.start, where.end - where.start, _READ_WRITE if writable else _READ)
+
+
+def read_ahead(where: Region) -> bool:
+    """Ask for the file's pages; the reading goes on beside the caller."""
+    return _call("madvise", where.start, where.end - where.start, _WILLNEED)
+
+
+def give_back(address: int, size: int) -> bool:
+    """Let go of the whole pages inside: a file mapping nobody wrote, which comes back on the next read."""
+    start = -(-address // PAGE) * PAGE
+    end = (address + size) // PAGE * PAGE
+    return end > start and _call("madvise", start, end - start, _DONTNEED)
+
+
+def sealed(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of ``source`` in ``dtype``, row by row, in memory of its own that is read-only where that can be had."""
+    size = source.numel() * dtype.itemsize
+    if size < PAGE or sys.platform != "linux":
+        return copied(source, dtype)
+    # ``torch.empty`` would come out of the allocator's heap, whose pages hold other things as well.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    copy = torch.frombuffer(memory, dtype=dtype).view(source.shape)
+    copy.copy_(source)
+    _call("mprotect", copy.data_ptr(), -(-size // PAGE) * PAGE, _READ)
+    return copy
+
+
+def copied(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of ``source`` in ``dtype``, row by row, in ordinary memory."""
+    return source.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+class Passing:
+    """A time in which what is allocated is mostly given back soon: parameters that make room for masters.
+
+    glibc takes blocks below a threshold out of a heap for each thread, and the threshold grows to 32 MiB by itself.
+    Heaps keep the holes, later work wanders through them and makes them resident one by one: measured, up to 240 MiB
+    for each lane. With a low threshold such blocks are mappings of their own, and are gone when they are freed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                _threshold(_LOW)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                _threshold(_HIGH)
+                _allocator("malloc_trim", ctypes.c_size_t(0))
+
+
+def _threshold(size: int) -> None:
+    # Setting one stops both from adapting, so the other is set to what it would have become: twice as much.
+    _allocator("mallopt", ctypes.c_int(_MMAP_THRESHOLD), ctypes.c_int(size))
+    _allocator("mallopt", ctypes.c_int(_TRIM_THRESHOLD), ctypes.c_int(2 * _HIGH))
+
+
+def _allocator(name: str, *arguments: Any) -> None:
+    """One call of glibc's allocator; nothing where another one is in use."""
+    function = getattr(_library(), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
+
+
+@cache
+def _library() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, address: int, size: int, argument: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    function = getattr(_library(), name)
+    return bool(function(ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_int(argument)) == 0)

@@ -1,0 +1,195 @@
+"""The store: which files are read, which masters exist, and how often a load was avoided.
+
+Owns the tables, their locks and the counters. Everything in them is held weakly: what no module uses is gone.
+Knows nothing of modules or of ComfyUI.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+
+from backend.context import current_lane
+from backend.overlay.weights import pages
+from backend.overlay.weights.files import File, FileKey
+
+T = TypeVar("T")
+
+_HISTORY: Final = "_weights_history"
+"""Attribute of a converted master: what it was made from, so that converting it again can be recognised too."""
+
+Read = Callable[[], tuple[Any, Any]]
+"""Reads a file: its dictionary and its metadata."""
+
+
+class Holding:
+    """What one module tree points at: alive as long as one of its modules is."""
+
+    def __init__(self, files: Sequence[File]) -> None:
+        self.files = tuple(files)
+        self.lane = current_lane()
+        self.mapped = 0
+        self.anonymous = 0
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of masters that one lane's modules point at; other lanes may point at the same."""
+
+    trees: int = 0
+    mapped: int = 0
+    anonymous: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One look at the store: bytes are each counted once, whoever points at them."""
+
+    files: int
+    mapped: int
+    """Pages of files: the system takes them back when it is short of memory."""
+    anonymous: int
+    """Conversions, and files that cannot be mapped."""
+    loads: int
+    avoided: int
+    conversions: int
+    by_lane: dict[int | None, Held]
+    loads_by_lane: dict[int | None, tuple[int, int]]
+    """Files read, and reads avoided."""
+
+
+class Store:
+    """All masters of this process; every method may be called from any thread.
+
+    Finalizers run in whatever thread the collector does, so none of them takes a lock: they only drop entries of
+    the weak tables, which is one step each.
+    """
+
+    def __init__(self, protect: bool = True) -> None:
+        self.protect = protect
+        self._files: WeakValueDictionary[FileKey, File] = WeakValueDictionary()
+        self._by_storage: WeakValueDictionary[int, File] = WeakValueDictionary()
+        self._masters: WeakValueDictionary[tuple[Any, ...], torch.Tensor] = WeakValueDictionary()
+        self._made: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
+        self._holdings: WeakValueDictionary[int, Holding] = WeakValueDictionary()
+        self._numbers = itertools.count()
+        self._opening: dict[str, threading.Lock] = {}
+        self._making = threading.RLock()
+        self._counting = threading.Lock()
+        self._counts: dict[int | None, tuple[int, int]] = {}
+        self._conversions = 0
+
+    def load(self, path: str, read: Read) -> tuple[Any, Any, File | None]:
+        """The tensors at ``path`` in a dictionary of the caller's own, the metadata, and the file if it is shared.
+
+        The first who asks reads it. Raises what ``read`` raises, and ``OSError`` when there is no such file.
+        """
+        key = FileKey.of(path)
+        with self._opening.setdefault(key.path, threading.Lock()):
+            found = self._files.get(key)
+            self._count(avoided=found is not None)
+            if found is not None:
+                return found.values(), found.metadata, found
+            # Tensors made in inference mode could not be used outside of it.
+            with torch.inference_mode(mode=False):
+                values, metadata = read()
+            if not isinstance(values, dict) or FileKey.of(path) != key:
+                return values, metadata, None
+            found = File(key, values, metadata, self.protect)
+            for address in found.storages:
+                self._by_storage[address] = found
+            self._files[key] = found
+            return found.values(), metadata, found
+
+    def _count(self, avoided: bool) -> None:
+        lane = current_lane()
+        with self._counting:
+            loads, spared = self._counts.get(lane, (0, 0))
+            self._counts[lane] = (loads, spared + 1) if avoided else (loads + 1, spared)
+
+    def file_of(self, tensor: torch.Tensor) -> File | None:
+        """The file whose memory ``tensor`` looks at."""
+        if tensor.device.type != "cpu":
+            return None
+        return self._by_storage.get(tensor.untyped_storage().data_ptr())
+
+    def is_master(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` looks at memory that others may look at too."""
+        return tensor.device.type == "cpu" and (
+            self.file_of(tensor) is not None or tensor.untyped_storage().data_ptr() in self._made
+        )
+
+    def master(self, source: torch.Tensor, dtype: torch.dtype, origin: tuple[Any, ...] = ()) -> torch.Tensor:
+        """The one host tensor that stands for ``source`` in ``dtype``, stored row by row and never to be written.
+
+        ``origin`` says where a tensor comes from that a loader computed: two of those are one master when their
+        origin and their contents are the same.
+        """
+        file = self.file_of(source)
+        # A mapped file is the same bytes wherever it is mapped; all else may lie where another tensor lay before.
+        certain = file is not None and file.mapped
+        if (before := getattr(source, _HISTORY, None)) is not None:
+            key: tuple[Any, ...] = (*before, dtype)
+        elif file is None:
+            key = ("computed", origin, tuple(source.shape), dtype)
+        elif source.dtype == dtype and source.is_contiguous() and source.data_ptr() % dtype.itemsize == 0:
+            return source
+        else:
+            place = source.untyped_storage().data_ptr() - (file.region.start if file.region else 0)
+            key = (file.key, place, source.storage_offset(), tuple(source.shape), source.stride(), source.dtype, dtype)
+        with torch.inference_mode(mode=False), torch.no_grad(), self._making if file is None else file.making:
+            found = self._masters.get(key)
+            if found is not None and (certain or torch.equal(found, source.to(dtype))):
+                return found
+            made = pages.sealed(source, dtype) if self.protect else pages.copied(source, dtype)
+            setattr(made, _HISTORY, key)
+            self._masters[key] = made
+            self._made[made.untyped_storage().data_ptr()] = made
+        with self._counting:
+            self._conversions += 1
+        if file is not None and file.protected:
+            # Read once for the conversion and not needed since; certainly not written.
+            pages.give_back(source.untyped_storage().data_ptr(), source.untyped_storage().nbytes())
+        return made
+
+    def held(self, files: Sequence[File]) -> Holding:
+        """A new entry for one module tree of the current lane."""
+        made = Holding(files)
+        self._holdings[next(self._numbers)] = made
+        return made
+
+    def files(self) -> list[File]:
+        """Those some module uses."""
+        return _alive(self._files)
+
+    def snapshot(self) -> Snapshot:
+        """What there is now."""
+        files = self.files()
+        by_lane: dict[int | None, Held] = {}
+        for holding in _alive(self._holdings):
+            old = by_lane.get(holding.lane, Held())
+            by_lane[holding.lane] = Held(
+                old.trees + 1, old.mapped + holding.mapped, old.anonymous + holding.anonymous
+            )
+        with self._counting:
+            counts, conversions = dict(self._counts), self._conversions
+        return Snapshot(
+            files=len(files),
+            mapped=sum(file.nbytes for file in files if file.mapped),
+            anonymous=sum(file.nbytes for file in files if not file.mapped)
+            + sum(tensor.nbytes for tensor in _alive(self._masters)),
+            loads=sum(loads for loads, _ in counts.values()),
+            avoided=sum(avoided for _, avoided in counts.values()),
+            conversions=conversions,
+            by_lane=by_lane,
+            loads_by_lane=counts,
+        )
+
+
+def _alive(table: WeakValueDictionary[Any, T]) -> list[T]:
+    # One step under the interpreter lock: other threads add entries, finalizers drop them.
+    return [value for reference in table.valuerefs() if (value := reference()) is not None]

@@ -1,0 +1,1 @@
+"""Side-by-side benches: the gateway and nginx, in one run, on one machine, in turns."""

@@ -1,0 +1,279 @@
+"""The composition root: builds every object, owns the one task group, and starts, drains and stops.
+
+Alone knows all the others. Must never hold an algorithm: what it decides is only who gets whom.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from gateway import __version__
+from gateway.config import Config
+from gateway.fleet.ask import asker
+from gateway.fleet.command import backend_command
+from gateway.fleet.estate import HeldError
+from gateway.fleet.lanes import Fleet
+from gateway.fleet.own_routes import OwnRoutes
+from gateway.fleet.poller import Poller
+from gateway.fleet.supervision import Rules
+from gateway.fleet.supervisor import BackendFailedError, Supervisor
+from gateway.jobs.desk import Desk
+from gateway.jobs.drivers import keepers, keeping
+from gateway.jobs.store import StoreError
+from gateway.observe.metrics import Metrics
+from gateway.ratelimit import Limiter
+from gateway.server import Bound, Server
+from gateway.ws_keep import Keeper
+
+log = logging.getLogger("gateway.app")
+
+SPARE_FILES: Final = 64
+"""Descriptors for everything that is not a connection."""
+
+
+class StartError(Exception):
+    """The gateway cannot start or go on; ``str()`` is one line for the user."""
+
+
+class App:
+    """One gateway with its backend. ``say`` prints a line for the user, ``backend_line`` one of the backend's."""
+
+    def __init__(
+        self,
+        config: Config,
+        env: Mapping[str, str],
+        say: Callable[[str], None],
+        backend_line: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.fleet = Fleet(config.gpus)
+        self.metrics = Metrics(config.gpus, __version__)
+        self.limiter = Limiter(config.rate, config.gpus)
+        ask = asker(config.backend.url)
+        own_routes = OwnRoutes(self.fleet, self.metrics, ask).table()
+        self.estate, self.desk = keepers(config, self.fleet)
+        self.server = Server(config, self.fleet, self.limiter, self.metrics, own_routes, self.desk)
+        self.supervisor = self._supervisor(env, backend_line) if config.backend.start else None
+        self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
+        self._poller = Poller(self.fleet, ask, self._anybody_there, judges=self.supervisor is None)
+        self._say = say
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._failure = ""
+        self.fleet.on_change = self._fleet_changed
+        self.metrics.watch_fleet(self.fleet)
+        self.metrics.watch_pool(self.server.pool)
+        self.metrics.watch_limiter(self._limiter_keys)
+        if self.desk is not None:
+            self.metrics.watch_jobs(self.desk)
+
+    def stop(self) -> None:
+        """End in order; called again: at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until ``stop``; raises ``StartError`` when that cannot begin or go on."""
+        try:
+            async with keeping(self.estate, self.desk):
+                await self._run()
+        except (HeldError, StoreError) as error:
+            raise StartError(str(error)) from error
+        if self._failure:
+            raise StartError(self._failure)
+
+    async def _run(self) -> None:
+        if self.supervisor is not None and not await self.supervisor.inherit():
+            check_free(self.config.backend.url)
+        try:
+            await self.server.start()
+        except OSError as error:
+            raise StartError(error.strerror or str(error)) from error
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._serve(tasks)
+        finally:
+            await self.server.close()
+
+    async def _serve(self, tasks: asyncio.TaskGroup) -> None:
+        desk = tasks.create_task(self.desk.run(), name="jobs") if self.desk is not None else None
+        keeper = tasks.create_task(self._keeper.run(), name="bridge-keeper") if self._keeper is not None else None
+        poller = tasks.create_task(self._poller.run(), name="poller")
+        announcer = tasks.create_task(self._announce(), name="announce")
+        backend = tasks.create_task(self._supervise(self.supervisor), name="supervisor") if self.supervisor else None
+        await self._stop.wait()
+        announcer.cancel()
+        # The backend stays until the last request in flight has its answer.
+        await self._unless_hurried(self.server.drain(self.config.timeouts.drain))
+        poller.cancel()
+        if keeper is not None:
+            keeper.cancel()
+        if desk is not None and self.desk is not None:
+            desk.cancel()
+            if self.supervisor is not None:
+                await self.desk.part()
+        if self.supervisor is not None and backend is not None:
+            self.supervisor.stop()
+            await self._unless_hurried(asyncio.shield(backend))
+            if not backend.done():
+                self.supervisor.stop()
+                await backend
+
+    async def _unless_hurried(self, work: "Coroutine[Any, Any, object] | asyncio.Future[None]") -> None:
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(_finish(work), name="orderly-end")
+            hurry = tasks.create_task(_finish(self._hurry.wait()), name="hurry")
+            await asyncio.wait({working, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            working.cancel()
+            hurry.cancel()
+
+    async def _supervise(self, supervisor: Supervisor) -> None:
+        try:
+            await supervisor.run()
+        except BackendFailedError as error:
+            self._failure = str(error)
+            self._stop.set()
+
+    async def _announce(self) -> None:
+        await self._ready.wait()
+        for line in banner(self.config, self.server.bound, self.fleet):
+            self._say(line)
+
+    def _bridge_keeper(self, desk: Desk) -> Keeper:
+        """Who holds clients' sockets while the backend is away; it is back when its jobs are."""
+        keeper = Keeper(self.config.backend.url, self.config.jobs.hold_events, self.fleet, desk.missed)
+        self.server.bridges.keeper = keeper
+        desk.recovery.done = keeper.backend_back
+        return keeper
+
+    def _supervisor(self, env: Mapping[str, str], backend_line: Callable[[str], None]) -> Supervisor:
+        backend = self.config.backend
+        lock = self.estate.lock if self.estate is not None else None
+        command = backend_command(backend, self.config.gpus, env, lock=lock, orphan=self.config.jobs.orphan)
+        rules = Rules(backend.restart_min, backend.restart_max, backend.stop_timeout)
+        return Supervisor(command, env, self.fleet, rules, backend_line, self._restarted, self.estate)
+
+    def _restarted(self) -> None:
+        self.metrics.backend_restarts += 1
+
+    def _fleet_changed(self) -> None:
+        if not self.fleet.up:
+            return
+        if self._ready.is_set():
+            log.info("the backend is back: %s", self.fleet.body)
+        if self.fleet.width < self.fleet.gpus:
+            log.warning("%d ports, but the backend has only %d lane(s)", self.fleet.gpus, self.fleet.width)
+        self._ready.set()
+
+    def _anybody_there(self) -> bool:
+        return self.server.busy
+
+    def _limiter_keys(self) -> int:
+        self.limiter.sweep(time.monotonic())
+        return self.limiter.size
+
+
+async def _finish(work: "Coroutine[Any, Any, object] | asyncio.Future[Any]") -> None:
+    await work
+
+
+def banner(config: Config, bound: Sequence[Bound], fleet: Fleet) -> list[str]:
+    """What the user sees once everything is ready: one address of each GPU, the front door's, and the backend."""
+    first: dict[int | None, str] = {}
+    for at in bound:
+        first.setdefault(at.gpu, f"http://[{at.host}]:{at.port}" if ":" in at.host else f"http://{at.host}:{at.port}")
+    devices = [*fleet.devices, *[""] * config.gpus]
+    return [
+        f"comfy-gateway {__version__} is ready",
+        *(f"  GPU {gpu:<6} {first[gpu]}   {devices[gpu]}".rstrip() for gpu in range(config.gpus)),
+        f"  front door {first[None]}   least busy GPU; /gpu0/ ... /queue/all /health /metrics",
+        f"  backend    {fleet.body} at {config.backend.url}",
+    ]
+
+
+def check_free(url: str) -> None:
+    """See whether the backend will be able to listen; raises ``StartError`` naming the port when it will not."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StartError(
+            f"port {port} on {host}, where the backend is to listen, cannot be had ({error.strerror or error}); stop "
+            f"what listens there, set [backend] url, or use that one with --no-backend"
+        ) from error
+
+
+def run(config: Config, env: Mapping[str, str], warnings: Sequence[str]) -> None:
+    """Run the gateway until it is told to stop; raises ``StartError`` or ``ValueError`` with a line for the user."""
+    _log_to_stderr(config.log.level)
+    for warning in warnings:
+        log.warning("%s", warning)
+    _raise_file_limit(config.listen.max_connections + config.limits.pool_connections + SPARE_FILES)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_main(config, env))
+
+
+async def _main(config: Config, env: Mapping[str, str]) -> None:
+    app = App(config, env, _say, _backend_line)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, app.stop)
+    await app.run()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _backend_line(line: str) -> None:
+    sys.stderr.write(f"backend | {line}\n")
+
+
+class _Prefixed(logging.Formatter):
+    """Every line of a record, not only its first, says whose it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", "\ngateway | ")
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Prefixed("gateway | %(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 (not there on every platform)
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _raise_file_limit(wanted: int) -> None:
+    """Take as many descriptors as the connections may need, or as the system gives."""
+    try:
+        import resource  # noqa: PLC0415 (not there on every platform)
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted:
+        return
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    if target < wanted:
+        log.warning("only %d open files are allowed: fewer connections than configured will fit (ulimit -n)", target)

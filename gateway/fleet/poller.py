@@ -1,0 +1,151 @@
+"""Looks at the backend's queues, so that the fleet knows how full each lane is.
+
+Owns how often: twice a second while anything is on its way or a client is there, seldom otherwise. For a backend that
+somebody else runs it also says when it comes and goes. Must never decide where a job goes.
+"""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.fleet.ask import Ask, AskError, Reply
+from gateway.fleet.lanes import Fleet
+
+log = logging.getLogger("gateway.fleet")
+
+COUNTS: Final = "/debug/queues"
+QUEUES: Final = "/queue/all"
+PLAIN: Final = "/prompt"
+"""What plain ComfyUI has: the number of its waiting and running jobs, without their graphs."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds between looks."""
+
+    busy: float = 0.5
+    idle: float = 5.0
+    absent: float = 1.0
+
+
+class Poller:
+    """Asks again and again; ``run`` never ends by itself.
+
+    ``present`` says whether any client is there. ``judges`` makes it the one who says whether the backend is up.
+    """
+
+    def __init__(
+        self, fleet: Fleet, ask: Ask, present: Callable[[], bool], *, judges: bool = False, pace: Pace | None = None
+    ) -> None:
+        self._fleet = fleet
+        self._ask = ask
+        self._present = present
+        self._judges = judges
+        self._pace = pace or Pace()
+        self._wake = asyncio.Event()
+        self._target = COUNTS
+        self._was_up = False
+        fleet.on_activity = self._wake.set
+
+    async def run(self) -> None:
+        """Look, rest, look."""
+        while True:
+            await self.step()
+            await self._rest()
+
+    async def step(self) -> None:
+        """One look, if there is anybody to look at."""
+        if self._fleet.up or self._judges:
+            if not self._was_up:
+                self._target = COUNTS  # another backend may know other routes
+            await self._look()
+        self._was_up = self._fleet.up
+
+    async def _rest(self) -> None:
+        if not self._fleet.up:
+            await asyncio.sleep(self._pace.absent if self._judges else self._pace.busy)
+            return
+        if not (self._fleet.working or self._present()):
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self._pace.idle):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+        await asyncio.sleep(self._pace.busy)
+
+    async def _look(self) -> None:
+        if self._judges and not self._fleet.up:
+            try:
+                body, devices = await identify(self._ask)
+            except AskError as error:
+                self._fleet.backend_down(str(error), retry_after=5)
+                return
+            # It does not say which life of it this is: each time that it comes counts as a new one.
+            self._fleet.backend_up(body, devices, boot=f"met-{uuid.uuid4()}", booted=time.time())
+        mark = self._fleet.look_begins()
+        try:
+            counts = await self._counts()
+        except AskError as error:
+            if self._judges and error.refused:
+                self._fleet.backend_down(str(error), retry_after=5)
+            log.debug("no look at the queues: %s", error)
+            return
+        self._fleet.look_ends(mark, counts)
+
+    async def _counts(self) -> list[tuple[int, int]]:
+        """``(running, pending)`` of each lane, by the cheapest route that this backend knows."""
+        order = [COUNTS, QUEUES, PLAIN]
+        for target in order[order.index(self._target) :]:
+            reply = await self._ask(target)
+            if reply.status == 200 and (counts := read_counts(target, reply.body, self._fleet.gpus)) is not None:
+                self._target = target
+                return counts
+        raise AskError("The backend shows no queues.")
+
+
+async def identify(ask: Ask) -> tuple[str, list[str]]:
+    """What a backend that we did not start is, and its devices; raises ``AskError`` unless it serves ``/prompt``."""
+    reply = await ask(PLAIN)
+    if reply.status != 200:
+        raise AskError(f"GET {PLAIN} was answered with {reply.status}: that is no ComfyUI.")
+    stats = _json(await ask("/system_stats"))
+    system = stats.get("system") if isinstance(stats, dict) else None
+    version = system.get("comfyui_version") if isinstance(system, dict) else None
+    listed = stats.get("devices") if isinstance(stats, dict) else None
+    devices = [device for device in listed if isinstance(device, dict)] if isinstance(listed, list) else []
+    return (f"comfyui {version}" if version else "comfyui"), [str(device.get("name")) for device in devices]
+
+
+def read_counts(target: str, body: bytes, gpus: int) -> list[tuple[int, int]] | None:
+    """``(running, pending)`` of each lane that the backend has, out of one of the three answers; else ``None``.
+
+    Plain ComfyUI has one lane, whatever the number of ports. At most ``gpus`` are looked at.
+    """
+    try:
+        found = json.loads(body)
+        if target == PLAIN:
+            return [(0, int(found["exec_info"]["queue_remaining"]))]
+        running, pending = ("running", "queued") if target == COUNTS else ("running_count", "pending_count")
+        queues = {int(queue["gpu_id"]): (_count(queue[running]), _count(queue[pending])) for queue in found["queues"]}
+        return [queues[gpu] for gpu in range(min(gpus, len(queues)))] or None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, list) else int(value)
+
+
+def _json(reply: Reply) -> Any:
+    if reply.status != 200:
+        return None
+    try:
+        return json.loads(reply.body)
+    except ValueError:
+        return None

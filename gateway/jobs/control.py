@@ -1,0 +1,113 @@
+"""``POST /interrupt`` and ``POST /queue``: what a client wants stopped is written down before the backend hears of it.
+
+Owns the mark that keeps a stopped job from being run again. What the backend makes of the request is its own matter,
+and its answer goes back as it stands. Must never decide that a job has been stopped: the tracker sees that.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gateway.errors import BACKEND_UNAVAILABLE, GatewayError
+from gateway.fleet.ask import AskError
+from gateway.fleet.lanes import Fleet
+from gateway.jobs.answers import unanswered
+from gateway.jobs.incoming import Incoming, relayed
+from gateway.jobs.journal import Journal
+from gateway.jobs.peer import Peer
+from gateway.jobs.record import Record, State
+from gateway.jobs.tracker import Tracker
+from gateway.wire.answer import Answer
+from gateway.wire.fields import GPU_HEADER
+
+
+class Control:
+    """The two routes, for one lane or, on the front door, for all."""
+
+    def __init__(self, journal: Journal, peer: Peer, fleet: Fleet, tracker: Tracker) -> None:
+        self._journal = journal
+        self._peer = peer
+        self._fleet = fleet
+        self._tracker = tracker
+
+    async def interrupt(self, incoming: Incoming) -> Answer:
+        """Stop what runs: the job that the body names, wherever it is, or what runs on this lane."""
+        wanted = _object(incoming.body).get("prompt_id")
+        await self._look()
+        if wanted is None or not (record := self._journal.get(str(wanted))):
+            if wanted is None:
+                running = self._of(incoming.request.gpu, lambda each: each.state is State.RUNNING)
+                await self._mark(running)
+            return await self._pass(incoming, [])
+        if record.ended:
+            return await self._pass(incoming, [])
+        await self._mark([record])
+        if self._fleet.up and record.state is State.QUEUED and record.gpu is not None:
+            # ComfyUI's interrupt passes over a job that still waits.
+            await self._delete(record.id, record.gpu)
+        return await self._pass(incoming, [record])
+
+    async def queue(self, incoming: Incoming) -> Answer:
+        """Take waiting jobs out: all of this lane, or those that the body names."""
+        asked = _object(incoming.body)
+        gpu = incoming.request.gpu
+        waiting: list[Record] = []
+        await self._look()
+        if asked.get("clear"):
+            waiting = self._of(gpu, lambda each: each.state is State.QUEUED)
+        elif isinstance(ids := asked.get("delete"), list):
+            names = {str(each) for each in ids}
+            waiting = self._of(gpu, lambda each: each.state is State.QUEUED and each.id in names)
+        # As in ComfyUI, what is taken out of a queue leaves no history.
+        await self._mark(waiting, hidden=True)
+        return await self._pass(incoming, waiting)
+
+    def _of(self, gpu: int | None, which: Callable[[Record], bool]) -> list[Record]:
+        return [each for each in self._journal.unfinished() if gpu in {None, each.gpu} and which(each)]
+
+    async def _mark(self, records: Sequence[Record], *, hidden: bool = False) -> None:
+        for number, record in enumerate(records, 1):
+            # The last one's durability is that of all before it.
+            await self._journal.note(record.id, cancel=True, hidden=hidden, durable=number == len(records))
+
+    async def _look(self) -> None:
+        """What runs by now is not touched by what is meant for waiting jobs, and the other way round."""
+        try:
+            if self._fleet.up:
+                await self._tracker.look()
+        except AskError:
+            return  # what is known is a little older, then
+
+    async def _delete(self, job: str, gpu: int) -> None:
+        lines = b"Content-Type: application/json\r\n%b: %d\r\n" % (GPU_HEADER, gpu)
+        try:
+            await self._peer.send(b"POST", b"/queue", lines, json.dumps({"delete": [job]}).encode())
+        except AskError:
+            return  # the mark stands; the interrupt that follows says whether the backend is there
+
+    async def _pass(self, incoming: Incoming, marked: Sequence[Record]) -> Answer:
+        """Let the backend do it; what no backend has is done here."""
+        fleet = self._fleet
+        unsent = [each for each in marked if each.boot != fleet.boot or not fleet.ready]
+        await self._tracker.stop(unsent, "it was stopped before the backend had it")
+        if not fleet.up:
+            if marked:
+                return Answer(200)
+            text = "The backend is not available."
+            raise GatewayError(BACKEND_UNAVAILABLE, text, fleet.reason, retry_after=max(1, fleet.retry_after))
+        request = incoming.request
+        try:
+            reply = await self._peer.send(request.method, request.target, incoming.plain_lines, incoming.body)
+        except AskError as error:
+            raise unanswered(error) from error
+        self._tracker.look_soon()
+        return relayed(reply)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The body as ComfyUI reads it; what is none is for the backend to refuse."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,158 @@
+"""The jobs' side as the rest of the gateway sees it: which requests it takes, and its life from start to stop.
+
+Owns the table of routes and the tasks. Knows the drivers' interfaces only; ``app.py`` says which driver it is. Must
+never know connections.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from gateway.config import Config
+from gateway.fleet.ask import AskError
+from gateway.fleet.lanes import Fleet
+from gateway.jobs.bus import Bus
+from gateway.jobs.control import Control
+from gateway.jobs.entry import farewells
+from gateway.jobs.history import History
+from gateway.jobs.incoming import Incoming
+from gateway.jobs.journal import Journal
+from gateway.jobs.peer import Peer
+from gateway.jobs.recovery import Recovery
+from gateway.jobs.store import Store
+from gateway.jobs.submission import Submissions
+from gateway.jobs.tracker import Tracker
+from gateway.request import Kind
+from gateway.wire.answer import Answer
+
+log = logging.getLogger("gateway.jobs")
+
+Handler = Callable[[Incoming], Awaitable[Answer]]
+
+# Every request asks: a member of an enum costs several times as much as a name of the module.
+_READ, _SUBMIT, _CONTROL = Kind.READ, Kind.SUBMIT, Kind.CONTROL
+
+_SWEEP: Final = 60.0
+"""Seconds between two looks at what need not be remembered any more."""
+
+
+class Desk:
+    """Where submissions, and everything that concerns jobs, are handed in."""
+
+    def __init__(self, config: Config, fleet: Fleet, store: Store, bus: Bus) -> None:
+        jobs = config.jobs
+        peer = Peer(config.backend.url, config.timeouts.read)
+        self._config = jobs
+        self.journal = journal = Journal(store, bus)
+        self.submissions = Submissions(
+            journal, peer, fleet, accept_while_down=jobs.accept_while_down, patience=config.timeouts.read
+        )
+        self.tracker = Tracker(journal, peer, fleet, jobs.look, self.submissions.under_way)
+        self.recovery = Recovery(
+            journal,
+            peer,
+            fleet,
+            self.submissions,
+            self.tracker,
+            pending_only=jobs.resubmit == "pending-only",
+            pace=jobs.look,
+        )
+        self._control = Control(journal, peer, fleet, self.tracker)
+        self._history = History(journal, peer, fleet)
+        fleet.on_ready = self.recovery.backend_came
+
+    async def open(self) -> None:
+        """Read the journal; raises ``StoreError``. Comes before everything else."""
+        await self.journal.open()
+        left = len(self.journal.unfinished())
+        if left:
+            log.info("the journal holds %d job(s) that have not ended", left)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self.submissions.start(tasks)
+            tasks.create_task(self.tracker.run(), name="tracker")
+            tasks.create_task(self.recovery.run(), name="recovery")
+            tasks.create_task(self._sweep(), name="retention")
+
+    async def part(self) -> None:
+        """The backend is going to be stopped in order: that is no death to blame on what runs."""
+        for record in self.journal.unfinished():
+            await self.journal.note(record.id, boot="")
+
+    async def close(self) -> None:
+        """Make everything durable and end; comes last."""
+        await self.journal.close()
+
+    async def missed(self, client_id: str, gpu: str, since: float, until: float) -> list[bytes]:
+        """Events with which this client's jobs on this GPU (``front``: on all) ended in that time, oldest first."""
+        try:
+            await self.tracker.look()
+        except AskError as error:
+            log.debug("no look for a client that was away: %s", error)
+        ended = [
+            record
+            for record in self.journal.newest_first()
+            if record.ended and record.client_id == client_id and gpu in {"front", str(record.gpu)}
+            if since <= record.at <= until
+        ]
+        entries = await self.journal.store.entries([record.id for record in ended])
+        told = sorted(ended, key=lambda record: record.at)
+        return [event for record in told for event in farewells(record, entries.get(record.id))]
+
+    # For metrics
+
+    def job_counts(self) -> Mapping[str, int]:
+        """Remembered jobs by state."""
+        return self.journal.counts()
+
+    def job_moves(self) -> Mapping[str, int]:
+        """How often a job has entered each state."""
+        return self.journal.moves
+
+    @property
+    def recovered(self) -> int:
+        """Jobs put into a queue once more."""
+        return self.recovery.recovered
+
+    @property
+    def written(self) -> tuple[int, int, float]:
+        """Changes written, commits, and seconds spent in them."""
+        stats = self.journal.store.stats
+        return stats.written, stats.commits, stats.seconds
+
+    # For requests
+
+    def handler(self, kind: Kind, method: bytes, target: bytes) -> Handler | None:
+        """Who takes this request; ``None``: it goes the way of bytes. ``target`` has no ``/gpuN``."""
+        if kind is _READ:
+            return self._reader(target) if b"/history" in target else None
+        if kind is _SUBMIT:
+            return self.submissions
+        return self._writer(target) if kind is _CONTROL and method == b"POST" else None
+
+    def _reader(self, target: bytes) -> Handler | None:
+        path = target.partition(b"?")[0].removeprefix(b"/api")
+        if path == b"/history":
+            return self._history.all if self._history.all_is_here() else None
+        if path.startswith(b"/history/") and self._history.one_is_here(path):
+            return self._history.one
+        return None
+
+    def _writer(self, target: bytes) -> Handler | None:
+        path = unquote_to_bytes(target.partition(b"?")[0]).removeprefix(b"/api")
+        if path == b"/interrupt":
+            return self._control.interrupt
+        if path == b"/queue":
+            return self._control.queue
+        return self._history.write if path == b"/history" else None
+
+    async def _sweep(self) -> None:
+        while True:
+            gone = await self.journal.prune(self._config.keep, self._config.keep_for)
+            if gone:
+                log.debug("%d ended job(s) are no longer remembered", gone)
+            await asyncio.sleep(_SWEEP)

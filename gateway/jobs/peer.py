@@ -1,0 +1,84 @@
+"""What the jobs' side asks of the backend: take this prompt, what waits and runs, what became of that one.
+
+Owns the routes and how their answers are read. Clients' own requests go the way of bytes; only what concerns a promise
+comes this way. Must never decide anything.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from gateway.fleet.ask import AskError, Reply, exchange
+from gateway.wire.fields import GPU_HEADER
+
+_QUIET: Final = 10.0
+"""Seconds for a question about queues or history."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Ids in the backend's queues at one moment."""
+
+    running: frozenset[str]
+    pending: frozenset[str]
+
+    def __contains__(self, job: str) -> bool:
+        return job in self.running or job in self.pending
+
+
+class Peer:
+    """The backend at ``url``; ``patience`` is how long a submission may take, in seconds."""
+
+    def __init__(self, url: str, patience: float) -> None:
+        self._url = url
+        self._patience = patience
+
+    async def send(self, method: bytes, target: bytes, lines: bytes, body: bytes) -> Reply:
+        """One exchange with a client's own header lines; raises ``AskError``."""
+        return await exchange(self._url, method, target, lines, body, timeout=self._patience)
+
+    async def submit(self, body: bytes, gpu: int | None) -> Reply:
+        """Submit a prompt on the gateway's own account; raises ``AskError``."""
+        lines = b"Content-Type: application/json\r\n"
+        if gpu is not None:
+            lines += b"%b: %d\r\n" % (GPU_HEADER, gpu)
+        return await self.send(b"POST", b"/prompt", lines, body)
+
+    async def queues(self) -> Seen:
+        """What waits and what runs, on all lanes; raises ``AskError``."""
+        reply = await self._ask(b"/queue/all")
+        if reply.status == 200 and (seen := read_queues(reply.body)) is not None:
+            return seen
+        # Plain ComfyUI has one queue and no such route.
+        reply = await self._ask(b"/queue")
+        if reply.status == 200 and (seen := read_queues(reply.body)) is not None:
+            return seen
+        raise AskError("The backend shows no queues.")
+
+    async def entry(self, job: str) -> dict[str, Any] | None:
+        """The job's entry in the backend's history, if it has one; raises ``AskError``."""
+        reply = await self._ask(b"/history/" + quote(job, safe="").encode())
+        if reply.status != 200:
+            raise AskError(f"GET /history/… was answered with {reply.status}.")
+        try:
+            found = json.loads(reply.body)
+        except ValueError:
+            raise AskError("The backend's history is no JSON.") from None
+        entry = found.get(job) if isinstance(found, dict) else None
+        return entry if isinstance(entry, dict) else None
+
+    async def _ask(self, target: bytes) -> Reply:
+        return await exchange(self._url, b"GET", target, b"", b"", timeout=_QUIET)
+
+
+def read_queues(body: bytes) -> Seen | None:
+    """The ids in an answer of ``/queue/all`` or ``/queue``; ``None`` when it is neither."""
+    try:
+        found = json.loads(body)
+        queues = found.get("queues", [found])
+        running = frozenset(str(item[1]) for queue in queues for item in queue["queue_running"])
+        pending = frozenset(str(item[1]) for queue in queues for item in queue["queue_pending"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+    return Seen(running, pending)

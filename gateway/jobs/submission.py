@@ -1,0 +1,309 @@
+"""``POST /prompt``: a job is in the journal before anybody is told that it has been taken, and never taken twice.
+
+Owns the order: read, recognise, journal, send, answer. What has been sent and got no answer stays in the journal, and
+whoever finds out what became of it settles it here. Must never know how a job runs or who watches it.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import uuid
+from typing import Any, Final
+
+from gateway.errors import (
+    BACKEND_TIMEOUT,
+    BACKEND_UNAVAILABLE,
+    BAD_REQUEST,
+    INTERNAL,
+    KEY_REUSED,
+    UNSUPPORTED_ENCODING,
+    GatewayError,
+)
+from gateway.fleet.ask import AskError, Reply
+from gateway.fleet.lanes import Fleet
+from gateway.jobs.answers import accepted_answer, gone, unanswered, why
+from gateway.jobs.entry import made
+from gateway.jobs.incoming import Incoming, relayed
+from gateway.jobs.journal import Journal
+from gateway.jobs.peer import Peer
+from gateway.jobs.prompt import Prompt, again, read, to_utf8
+from gateway.jobs.record import Record, State
+from gateway.jobs.store import StoreError, TakenError
+from gateway.wire.answer import Answer, error_answer
+
+log = logging.getLogger("gateway.jobs")
+
+_LONGEST_KEY: Final = 1000
+_DOUBT: Final = 1.0
+"""Seconds after which a backend that broke a connection off and still lives has not died of it."""
+
+
+class Submissions:
+    """Takes submissions and puts jobs into the backend's queues, for the first time or once more."""
+
+    def __init__(self, journal: Journal, peer: Peer, fleet: Fleet, *, accept_while_down: bool, patience: float) -> None:
+        """``patience``: seconds that a client is kept waiting for an answer which the backend's death took away."""
+        self.held = False
+        """Whether nothing new may go to the backend now."""
+        self._journal = journal
+        self._peer = peer
+        self._fleet = fleet
+        self._accept_while_down = accept_while_down
+        self._patience = patience
+        self._waiting: dict[str, asyncio.Future[Answer]] = {}
+        """The answer that the first submission of each id waits for; whoever submits it again waits with it."""
+        self._sending: set[str] = set()
+        self._tasks: asyncio.TaskGroup
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin; ``tasks`` owns what goes on when a client has left."""
+        self._tasks = tasks
+
+    def under_way(self, job: str) -> bool:
+        """Whether the job is being sent right now."""
+        return job in self._sending
+
+    async def __call__(self, incoming: Incoming) -> Answer:
+        """Take a submission; raises ``GatewayError``."""
+        try:
+            task = await self._begin(incoming)
+        except BaseException:
+            _release(incoming)
+            raise
+        if isinstance(task, Answer):
+            _release(incoming)
+            return task
+        return await asyncio.shield(task)
+
+    async def _begin(self, incoming: Incoming) -> "asyncio.Task[Answer] | Answer":
+        """The answer of a submission that is no new job, or the task of one that is; the task settles its place."""
+        if incoming.field(b"content-encoding").lower() not in {"", "identity"}:
+            raise GatewayError(
+                UNSUPPORTED_ENCODING, "A submission cannot be compressed here.", "Leave Content-Encoding out."
+            )
+        try:
+            prompt = read(incoming.body, incoming.field(b"content-type"), str(uuid.uuid4()))
+        except ValueError as error:
+            raise GatewayError(BAD_REQUEST, "This prompt_id cannot name a job.", str(error)) from error
+        if prompt is None:
+            return await self._pass(incoming)
+        key = self._key(incoming)
+        digest = hashlib.sha256(incoming.body).hexdigest()
+        if (earlier := self._earlier(prompt, key, digest)) is not None:
+            return await self._answer_of(earlier)
+        # Whatever becomes of the client, this goes on to its end.
+        self._waiting[prompt.id] = asyncio.get_running_loop().create_future()
+        submission = self._submit(prompt, incoming, key, digest)
+        return self._tasks.create_task(submission, name="submission")
+
+    def found(self, record: Record) -> None:
+        """The backend has this job after all: whoever waits to hear so is answered."""
+        waiting = self._waiting.get(record.id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(accepted_answer(record))
+
+    async def send_again(self, record: Record, **noted: Any) -> Reply | None:
+        """Put a journaled job into its lane's queue; raises ``AskError`` when the backend does not answer.
+
+        ``None`` when there is nothing to send any more. A refusal ends the job.
+        """
+        if record.id in self._sending:
+            return None
+        self._sending.add(record.id)
+        try:
+            body = await self._journal.store.body(record.id)
+            if body is None:
+                await self._fail(record, b"", "body_lost", "The journal holds no body for this job.")
+                return None
+            # Should the backend die of this, it counts as one that had the job.
+            await self._journal.note(
+                record.id, durable=True, boot=self._fleet.boot, booted=self._fleet.booted, **noted
+            )
+            reply = await self._peer.submit(again(body), record.gpu)
+            await self._took(record, reply, body)
+            return reply
+        finally:
+            self._sending.discard(record.id)
+
+    # One submission
+
+    async def _pass(self, incoming: Incoming) -> Answer:
+        """What is no job goes to the backend as it stands, which says what is wrong with it."""
+        if not self._fleet.up:
+            wait = max(1, self._fleet.retry_after)
+            text = "The backend is not available."
+            raise GatewayError(BACKEND_UNAVAILABLE, text, self._fleet.reason, retry_after=wait)
+        request = incoming.request
+        try:
+            reply = await self._peer.send(request.method, request.target, incoming.plain_lines, incoming.body)
+        except AskError as error:
+            raise unanswered(error) from error
+        if 200 <= reply.status < 300:
+            log.warning("the backend took a submission that is no JSON object; it is not in the journal")
+        return relayed(reply)
+
+    def _key(self, incoming: Incoming) -> str:
+        key = incoming.field(b"idempotency-key").strip()
+        if len(key) > _LONGEST_KEY:
+            raise GatewayError(BAD_REQUEST, "The Idempotency-Key is too long.", f"At most {_LONGEST_KEY} characters.")
+        # Two clients that count 1, 2, 3 must not meet.
+        return f"{incoming.request.client} {key}" if key else ""
+
+    def _earlier(self, prompt: Prompt, key: str, digest: str) -> str | None:
+        """The id of the job that this submission means, if it is there already."""
+        if key and (record := self._journal.by_key(key)) is not None:
+            if record.digest != digest:
+                text = "This Idempotency-Key came with another body before."
+                raise GatewayError(KEY_REUSED, text, "Use a new key for a new job.", prompt_id=record.id)
+            return record.id
+        known = prompt.id in self._waiting or self._journal.get(prompt.id) is not None
+        return prompt.id if known else None
+
+    async def _answer_of(self, job: str) -> Answer:
+        """What the first submission of this id was answered, or is going to be."""
+        if (waiting := self._waiting.get(job)) is not None:
+            return await asyncio.shield(waiting)
+        record = self._journal.get(job)
+        return accepted_answer(record) if record is not None else gone()
+
+    async def _submit(self, prompt: Prompt, incoming: Incoming, key: str, digest: str) -> Answer:
+        waiting = self._waiting[prompt.id]
+        self._sending.add(prompt.id)
+        try:
+            answer = await self._journal_and_send(prompt, incoming, key, digest)
+        except GatewayError as error:
+            answer = error_answer(error)
+        except Exception:
+            # A task group dies of what its tasks raise, and with it every other submission.
+            log.exception("submission of %s failed", prompt.id)
+            answer = error_answer(GatewayError(INTERNAL, "The gateway failed to submit this."))
+        finally:
+            _release(incoming)
+            self._sending.discard(prompt.id)
+            self._waiting.pop(prompt.id, None)
+        if not waiting.done():
+            waiting.set_result(answer)
+        return waiting.result()
+
+    async def _journal_and_send(self, prompt: Prompt, incoming: Incoming, key: str, digest: str) -> Answer:
+        fleet, request = self._fleet, incoming.request
+        away = not fleet.up or self.held
+        if away and not self._accept_while_down:
+            reason = fleet.reason or "A job that was running when the backend died is being tried alone."
+            wait = max(1, fleet.retry_after)
+            raise GatewayError(BACKEND_UNAVAILABLE, "The backend is not available.", reason, retry_after=wait)
+        record = self._journal.draft(
+            prompt.id,
+            gpu=request.gpu,
+            port=incoming.port,
+            client=request.client,
+            client_id=prompt.client_id,
+            key=key,
+            digest=digest,
+            boot="" if away else fleet.boot,
+            booted=fleet.booted,
+        )
+        body = to_utf8(prompt.body, incoming.field(b"content-type"))
+        try:
+            await self._journal.add(record, body)
+        except TakenError:
+            return await self._taken(record)
+        except StoreError as error:
+            text = "The job could not be written down, so it has not been taken."
+            raise GatewayError(BACKEND_UNAVAILABLE, text, str(error), retry_after=5) from error
+        if away:
+            return await self._promise(record)
+        return await self._send(record, prompt.body, incoming, body)
+
+    async def _taken(self, record: Record) -> Answer:
+        """Two submissions with one key and different ids at one moment: the other was first."""
+        other = self._journal.by_key(record.key) if record.key else None
+        if other is None:
+            return gone()
+        if other.digest != record.digest:
+            raise GatewayError(KEY_REUSED, "This Idempotency-Key came with another body before.", prompt_id=other.id)
+        return await self._answer_of(other.id)
+
+    async def _send(self, record: Record, sent: bytes, incoming: Incoming, body: bytes) -> Answer:
+        try:
+            reply = await self._peer.send(b"POST", incoming.request.target, incoming.plain_lines, sent)
+        except AskError as error:
+            _release(incoming)
+            return await self._unanswered(record, error)
+        taken = 200 <= reply.status < 300
+        if taken:
+            if incoming.place is not None:
+                incoming.place.accepted()
+            await self._took(record, reply, body)
+        else:
+            # It never was a job: its id, and its key, may be used again.
+            await self._journal.forget([record.id])
+        return relayed(reply)
+
+    async def _unanswered(self, record: Record, error: AskError) -> Answer:
+        """The backend has not answered: nothing of it came there, or nobody knows."""
+        if error.refused and not self._accept_while_down:
+            await self._journal.forget([record.id])
+            raise unanswered(error)
+        if self._accept_while_down:
+            return await self._promise(record)
+        log.warning("no answer to the submission of %s (%s): waiting for what becomes of it", record.id, error)
+        await asyncio.sleep(_DOUBT)
+        if self._fleet.up and self._fleet.boot == record.boot:
+            await self._journal.note(record.id, boot="")
+        self._sending.discard(record.id)
+        try:
+            async with asyncio.timeout(self._patience):
+                return await asyncio.shield(self._waiting[record.id])
+        except TimeoutError:
+            text = "The backend did not answer; the job is in the journal and will be run when the backend is back."
+            raise GatewayError(BACKEND_TIMEOUT, text, str(error), prompt_id=record.id) from error
+
+    async def _promise(self, record: Record) -> Answer:
+        """Answer for the backend, which will get the job when it can take it."""
+        answer = {"prompt_id": record.id, "number": record.seq, "node_errors": {}, "gpu_id": record.gpu}
+        record = await self._journal.note(record.id, answer=answer) or record
+        return accepted_answer(record)
+
+    async def _took(self, record: Record, reply: Reply, body: bytes) -> None:
+        """The backend has answered: it has the job, or will not have it."""
+        waiting = self._waiting.get(record.id)
+        if not 200 <= reply.status < 300:
+            await self._fail(record, body, "refused", why(reply))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(relayed(reply))
+            return
+        try:
+            said = json.loads(reply.body)
+        except ValueError:
+            said = None
+        said = said if isinstance(said, dict) else {}
+        if str(said.get("prompt_id", record.id)) != record.id:
+            log.warning("the backend gives jobs ids of its own: they cannot be followed and are not in the journal")
+            await self._journal.forget([record.id])
+            return
+        number = said.get("number")
+        kept = self._journal.get(record.id) or record
+        await self._journal.note(
+            record.id,
+            boot=self._fleet.boot,
+            booted=self._fleet.booted,
+            place=float(number) if isinstance(number, int | float) else 0.0,
+            attempts=kept.attempts + 1,
+            answer=kept.answer or said or None,
+        )
+        if waiting is not None and not waiting.done():
+            waiting.set_result(relayed(reply))
+
+    async def _fail(self, record: Record, body: bytes, kind: str, message: str) -> None:
+        at = self._journal.clock()
+        error = {"type": kind, "message": message}
+        entry = made(record, body, "execution_error", error, at)
+        await self._journal.move(record.id, State.FAILED, at=at, error=error, entry=entry)
+
+
+def _release(incoming: Incoming) -> None:
+    """Give its place on the lane back; one that the backend has taken stays."""
+    if incoming.place is not None:
+        incoming.place.release()

@@ -1,0 +1,63 @@
+"""One line per request, written many at a time.
+
+Owns the line's form and when lines are handed to ``logging``. Must never know sockets; it is told finished requests.
+A logging call per request costs more than proxying it, so lines wait for up to one look of the deadlines and go out
+as one record whose message has one line per request. Lines: logger ``gateway.access``, level INFO.
+"""
+
+import logging
+from typing import Final
+
+LOGGER: Final = "gateway.access"
+
+_MOST: Final = 512
+"""Lines held back at most."""
+
+# Whatever a client sends stays on its line and in its field.
+_ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(0x21), 0x22, 0x5C, *range(0x7F, 0x100))}
+
+
+class AccessLog:
+    """Collects lines; ``flush`` writes them."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._log = logging.getLogger(LOGGER)
+        self._wanted = enabled
+        self.enabled = enabled and self._log.isEnabledFor(logging.INFO)
+        """Whether lines are wanted at all; read before a line is made."""
+        self._lines: list[str] = []
+
+    def line(
+        self,
+        *,
+        client: str,
+        method: bytes,
+        target: bytes,
+        status: int,
+        gpu: str,
+        kind: str,
+        request_id: bytes,
+        received: int = 0,
+        sent: int = 0,
+        seconds: float = 0.0,
+        backend_seconds: float = 0.0,
+        note: str = "",
+    ) -> None:
+        """One finished request; seconds in all and at the backend, bytes of bodies, ``note`` what else there is."""
+        path = target.decode("latin-1")
+        if not (path.isascii() and path.isprintable() and '"' not in path and "\\" not in path):
+            path = path.translate(_ESCAPES)
+        self._lines.append(
+            f'{client} "{method.decode("latin-1")} {path}" {status} in={received} out={sent} '
+            f"time={seconds:.4f} backend={backend_seconds:.4f} gpu={gpu} kind={kind} "
+            f"id={request_id.decode('latin-1')}{' ' + note if note else ''}"
+        )
+        if len(self._lines) >= _MOST:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected; and look again whether lines are wanted."""
+        self.enabled = self._wanted and self._log.isEnabledFor(logging.INFO)
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._log.info("%s", "\n".join(lines))

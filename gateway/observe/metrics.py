@@ -1,0 +1,293 @@
+"""Every metric of the gateway: its name, its labels, and the numbers behind it.
+
+Owns the counts, as plain integers that the way of a request adds to in about a microsecond; the exposition format is
+made only when somebody scrapes. Must never know requests, sockets or processes: it is told numbers and labels.
+Labels are few and known beforehand (GPU, kind, status, phase, direction, reason); never a path, address or job.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Final, Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from gateway.request import Kind
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+PREFIX: Final = "comfy_gateway_"
+FRONT: Final = "front"
+"""The ``gpu`` label of what the front door answers or sends on without choosing a GPU."""
+
+BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+"""Upper bounds of the duration buckets in seconds: from one small GET to the read time-out."""
+
+TO_BACKEND: Final = "to_backend"
+TO_CLIENT: Final = "to_client"
+
+
+class PoolView(Protocol):
+    """What metrics read off the pool of backend connections."""
+
+    @property
+    def busy(self) -> int: ...
+
+    @property
+    def idle(self) -> int: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def opened_total(self) -> int: ...
+
+
+class FleetView(Protocol):
+    """What metrics read off the fleet."""
+
+    up: bool
+
+    @property
+    def gpus(self) -> int: ...
+
+    def load(self, gpu: int) -> int: ...
+
+
+class JobsView(Protocol):
+    """What metrics read off the journal of jobs."""
+
+    def job_counts(self) -> Mapping[str, int]: ...
+
+    def job_moves(self) -> Mapping[str, int]: ...
+
+    @property
+    def recovered(self) -> int: ...
+
+    @property
+    def written(self) -> tuple[int, int, float]: ...
+
+
+class _Durations:
+    """One histogram: a count per bucket (the last is +Inf) and the sum in seconds."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS) + 1)
+        self.sum = 0.0
+
+    def buckets(self) -> list[tuple[str, float]]:
+        names = [*map(str, BOUNDS), "+Inf"]
+        return list(zip(names, accumulate(self.counts), strict=True))
+
+
+class Metrics:
+    """The numbers of one gateway. Everything is called from the event loop's thread."""
+
+    def __init__(self, gpus: int, version: str) -> None:
+        labels = [*map(str, range(gpus)), FRONT]
+        self.in_flight = 0
+        """Requests whose head has been read and that are not finished; the data path adds and takes away."""
+        self.backend_restarts = 0
+        self.backend_scrape_ok = False
+        """Whether the backend's own metrics were part of the newest scrape."""
+        self._version = version
+        self._requests: dict[tuple[str, Kind, int], int] = {}
+        self._total = _Durations()
+        self._backend = _Durations()
+        self._received = dict.fromkeys(labels, 0)
+        self._sent = dict.fromkeys(labels, 0)
+        self._denied: dict[tuple[str, str], int] = {}
+        self._retried: dict[str, int] = {}
+        self._bridges_open = dict.fromkeys(labels, 0)
+        self._bridges = dict.fromkeys(labels, 0)
+        both = [(gpu, direction) for gpu in labels for direction in (TO_BACKEND, TO_CLIENT)]
+        self._bridge_bytes = dict.fromkeys(both, 0)
+        self._bridge_messages = dict.fromkeys(both, 0)
+        self._pool: PoolView | None = None
+        self._fleet: FleetView | None = None
+        self._limiter_keys: Callable[[], int] | None = None
+        self._jobs: JobsView | None = None
+        self._registry = CollectorRegistry()
+        self._registry.register(_Exposition(self))
+        ProcessCollector(namespace="comfy_gateway", registry=self._registry)
+
+    def request(
+        self, gpu: str, kind: Kind, status: int, seconds: float, backend_seconds: float, received: int, sent: int
+    ) -> None:
+        """One finished request: its answer's status, seconds in all and at the backend, body bytes each way.
+
+        ``backend_seconds`` is 0 when the backend was not asked; such a request is not in the backend's histogram.
+        """
+        key = (gpu, kind, status)
+        requests = self._requests
+        requests[key] = requests.get(key, 0) + 1
+        total = self._total
+        total.counts[bisect_left(BOUNDS, seconds)] += 1
+        total.sum += seconds
+        if backend_seconds:
+            backend = self._backend
+            backend.counts[bisect_left(BOUNDS, backend_seconds)] += 1
+            backend.sum += backend_seconds
+        self._received[gpu] = self._received.get(gpu, 0) + received
+        self._sent[gpu] = self._sent.get(gpu, 0) + sent
+
+    def denied(self, gpu: str, reason: str) -> None:
+        """One request refused by a limit; ``reason`` is the name of that limit."""
+        self._denied[gpu, reason] = self._denied.get((gpu, reason), 0) + 1
+
+    def retried(self, reason: str) -> None:
+        """One request sent to the backend again because nothing of it can have arrived the first time."""
+        self._retried[reason] = self._retried.get(reason, 0) + 1
+
+    def bridge_opened(self, gpu: str) -> None:
+        """The backend's 101 has been passed on: two streams are joined."""
+        self._bridges_open[gpu] = self._bridges_open.get(gpu, 0) + 1
+        self._bridges[gpu] = self._bridges.get(gpu, 0) + 1
+
+    def bridge_closed(self, gpu: str) -> None:
+        """Both streams of a bridge are closed."""
+        self._bridges_open[gpu] -= 1
+
+    def bridge_bytes(self, gpu: str, direction: str, count: int) -> None:
+        """Bytes passed over a bridge, ``TO_BACKEND`` or ``TO_CLIENT``."""
+        self._bridge_bytes[gpu, direction] = self._bridge_bytes.get((gpu, direction), 0) + count
+
+    def bridge_messages(self, gpu: str, direction: str, count: int) -> None:
+        """Data messages passed over a bridge, by the end of their last frame."""
+        self._bridge_messages[gpu, direction] = self._bridge_messages.get((gpu, direction), 0) + count
+
+    @property
+    def bridges_open(self) -> int:
+        """Bridges open now, on all GPUs."""
+        return sum(self._bridges_open.values())
+
+    def watch_pool(self, pool: PoolView) -> None:
+        """Read the pool's own counts at each scrape."""
+        self._pool = pool
+
+    def watch_fleet(self, fleet: FleetView) -> None:
+        """Read the fleet's own state at each scrape."""
+        self._fleet = fleet
+
+    def watch_limiter(self, keys: Callable[[], int]) -> None:
+        """Ask for the number of buckets in the limiter's table at each scrape."""
+        self._limiter_keys = keys
+
+    def watch_jobs(self, jobs: JobsView) -> None:
+        """Read what was promised at each scrape."""
+        self._jobs = jobs
+
+    def text(self) -> bytes:
+        """The exposition in Prometheus' text format 0.0.4."""
+        return generate_latest(self._registry)
+
+    def families(self) -> Iterator[Metric]:
+        """Every metric with its present value, in the order in which they are exposed."""
+        yield _gauge("build_info", "Version of the gateway; the value is always 1.", {(self._version,): 1}, "version")
+        yield from self._request_families()
+        yield from self._bridge_families()
+        yield from self._watched_families()
+        if self._jobs is not None:
+            yield from _job_families(self._jobs)
+
+    def _request_families(self) -> Iterator[Metric]:
+        requests: dict[tuple[str, ...], float] = {}
+        for (gpu, kind, status), count in self._requests.items():
+            key = (gpu, kind.value, status_label(status))
+            requests[key] = requests.get(key, 0) + count
+        yield _counter("requests", "Requests answered, by what they ask for.", requests, "gpu", "kind", "status")
+        durations = HistogramMetricFamily(
+            PREFIX + "request_duration_seconds",
+            "Seconds per request: in all (total), and from asking the backend to the end of its answer (backend).",
+            labels=["phase"],
+        )
+        for phase, histogram in (("total", self._total), ("backend", self._backend)):
+            durations.add_metric([phase], histogram.buckets(), histogram.sum)
+        yield durations
+        yield _gauge("in_flight_requests", "Requests begun and not finished.", {(): self.in_flight})
+        yield _counter("received_bytes", "Bytes of request bodies from clients.", _by_gpu(self._received), "gpu")
+        yield _counter("sent_bytes", "Bytes of answer bodies to clients.", _by_gpu(self._sent), "gpu")
+        yield _counter("denied", "Requests refused by a limit.", self._denied, "gpu", "reason")
+        retried = {(reason,): count for reason, count in self._retried.items()}
+        yield _counter("backend_retries", "Requests sent to the backend a second time.", retried, "reason")
+
+    def _bridge_families(self) -> Iterator[Metric]:
+        yield _gauge("bridges_open", "WebSocket bridges open now.", _by_gpu(self._bridges_open), "gpu")
+        yield _counter("bridges", "WebSocket bridges ever opened.", _by_gpu(self._bridges), "gpu")
+        sides = ("gpu", "direction")
+        yield _counter("bridge_bytes", "Bytes passed over WebSocket bridges.", self._bridge_bytes, *sides)
+        yield _counter("bridge_messages", "Data messages passed over WebSocket bridges.", self._bridge_messages, *sides)
+
+    def _watched_families(self) -> Iterator[Metric]:
+        if (pool := self._pool) is not None:
+            states = {("busy",): pool.busy, ("idle",): pool.idle, ("waiting",): pool.waiting}
+            yield _gauge(
+                "pool_connections", "Connections to the backend, and requests waiting for one.", states, "state"
+            )
+            yield _counter("pool_opened", "Connections to the backend ever opened.", {(): pool.opened_total})
+        if (keys := self._limiter_keys) is not None:
+            yield _gauge("limiter_keys", "Buckets in the rate limiter's table.", {(): keys()})
+        if (fleet := self._fleet) is not None:
+            yield _gauge("backend_up", "Whether the backend takes requests.", {(): int(fleet.up)})
+            loads = {(str(gpu),): fleet.load(gpu) for gpu in range(fleet.gpus)}
+            yield _gauge("lane_load", "Jobs on each GPU as the front door counts them.", loads, "gpu")
+        yield _counter("backend_restarts", "Starts of the backend after the first.", {(): self.backend_restarts})
+        yield _gauge(
+            "backend_scrape_ok",
+            "Whether the backend's own metrics are part of this scrape.",
+            {(): int(self.backend_scrape_ok)},
+        )
+
+
+def _job_families(jobs: JobsView) -> Iterator[Metric]:
+    counts = {(state,): count for state, count in jobs.job_counts().items()}
+    moves = {(state,): count for state, count in jobs.job_moves().items()}
+    written, commits, seconds = jobs.written
+    yield _gauge("jobs", "Jobs that the journal remembers, by the state they are in.", counts, "state")
+    yield _counter("job_moves", "Jobs that have entered a state since the gateway started.", moves, "state")
+    yield _counter("jobs_recovered", "Jobs put into a queue again after a backend's death.", {(): jobs.recovered})
+    yield _counter("journal_writes", "Changes written to the journal.", {(): written})
+    yield _counter("journal_commits", "Commits of the journal: one fsync each, for many changes.", {(): commits})
+    yield _counter("journal_commit_seconds", "Seconds spent in commits of the journal.", {(): seconds})
+
+
+class _Exposition(Collector):
+    """The one collector; asks for the families only when scraped, never when registered."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        return self._metrics.families()
+
+
+def status_label(status: int) -> str:
+    """The status itself where it is one in use, else its class, so that a backend cannot make labels up."""
+    if 100 <= status < 600:
+        return str(status)
+    return "other"
+
+
+def _by_gpu(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
+    return {(gpu,): count for gpu, count in counts.items()}
+
+
+def _counter(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    family = CounterMetricFamily(PREFIX + name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(list(key), value)
+    return family
+
+
+def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(PREFIX + name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(list(key), value)
+    return family

@@ -1,0 +1,398 @@
+"""One request, phase by phase: identify, limit, choose, connect, send, answer, relay, finish.
+
+Owns the order of the phases and which GPU a request is for. The phases from connect to relay are ``wire.exchange``;
+no algorithm lives here: what a request costs, who may ask, which lane is free are asked of those who know.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable
+from typing import Final
+from urllib.parse import unquote_plus, unquote_to_bytes
+
+from gateway.errors import (
+    BACKEND_UNAVAILABLE,
+    INTERNAL,
+    METHOD_NOT_ALLOWED,
+    RATE_LIMITED,
+    GatewayError,
+)
+from gateway.fleet.lanes import Reservation
+from gateway.jobs.desk import Handler as DeskHandler
+from gateway.jobs.incoming import Incoming
+from gateway.request import Kind, Request, classify, split_prefix
+from gateway.service import FRONT, Service
+from gateway.wire.answer import Answer, error_answer
+from gateway.wire.backend import BackendConnection
+from gateway.wire.body import Pair
+from gateway.wire.client import ClientConnection
+from gateway.wire.exchange import CLIENT_LEFT, Exchange, too_large
+from gateway.wire.fields import is_sane_id
+from gateway.wire.head import AnswerHead, RequestHead
+from gateway.wire.outbound import outbound
+from gateway.ws_bridge import Bridge, Claim, Renewal
+
+_log = logging.getLogger("gateway.proxy")
+
+# A path on the same host, not the address of another (RFC 9110 §10.2.2).
+_LOCATION = re.compile(rb"(\r\nlocation:[ \t]*)(/(?!/))", re.IGNORECASE)
+
+_METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_ALLOW: Final = ((b"Allow", _METHODS),)
+
+
+class Proxy(Service):
+    """The ``Service`` of client connections: each request they read begins here."""
+
+    def begin(self, client: ClientConnection, head: RequestHead) -> None:
+        """Take a request on."""
+        request = ProxiedRequest(self, client, head)
+        client.exchange = request
+        self.running.add(request)
+        self.metrics.in_flight += 1
+        try:
+            request.begin()
+        except GatewayError as error:
+            request.fail(error)
+
+
+class ProxiedRequest(Exchange):
+    """One request as the gateway sees it; the relay itself is ``Exchange``."""
+
+    _asked = 0.0
+    """When the backend was asked; 0 before."""
+    _label = FRONT
+    _kind = Kind.READ
+    _prefix = b""
+    _note = ""
+    _desk: DeskHandler | None = None
+    """Who takes the whole request, for it concerns jobs; ``None``: it goes the way of bytes."""
+    _parts: bytearray | None = None
+    """The body, when it is handed over whole."""
+    _place: Reservation | None = None
+    _claim: Claim | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _task: asyncio.Task[None] | None = None
+
+    def __init__(self, proxy: Service, client: ClientConnection, head: RequestHead) -> None:
+        super().__init__(proxy, client, head)
+        self._proxy = proxy
+        self._started = time.monotonic()
+        self._gpu = client.gpu
+        self._peer = self._address = client.peer
+        self._target = head.target
+        """As the backend sees it: raw, without ``/gpuN``."""
+
+    def __repr__(self) -> str:
+        return f"<request {self.head.method!r} {self.head.target[:80]!r} gpu={self._label} status={self.status}>"
+
+    # Identify
+
+    def begin(self) -> None:
+        """Take the request as far as it goes without waiting."""
+        proxy, head, client = self._proxy, self.head, self.client
+        if client is None:
+            return
+        fields = head.fields
+        if self._gpu is not None:
+            self._label = proxy.labels[self._gpu]
+        sent_id = fields.request_id
+        self.request_id = sent_id if sent_id and is_sane_id(sent_id) else proxy.next_id()
+        if head.method in {b"CONNECT", b"TRACE"}:
+            raise GatewayError(METHOD_NOT_ALLOWED, "This method is not supported here.", headers=_ALLOW)
+        if head.target == b"*":
+            self.answer(Answer(204, _ALLOW))
+            return
+        if self._gpu is None and self._front_door(head.target):
+            return
+        self._kind = classify(head.method, self._target, upgrade=fields.upgrade)
+        if fields.length and fields.length > proxy.max_body:
+            raise too_large(proxy.max_body)
+        if fields.rewritten is None:
+            own = client.transport.get_extra_info("sockname")
+            fields.rewritten, fields.address = outbound(fields, client.peer, own, proxy.trusted)
+        self._address = fields.address
+        if proxy.desk is not None:
+            self._desk = proxy.desk.handler(self._kind, head.method, self._target)
+        self._limit()
+
+    def _front_door(self, target: bytes) -> bool:
+        """What only port 8180 has: own routes and prefixes. True when the request needs nothing more."""
+        proxy = self._proxy
+        path, _, query = target.partition(b"?")
+        if proxy.own_routes and (handler := proxy.own_routes.get(_decoded(path))) is not None:
+            self._run(handler(self._request(target, self._peer, None)))
+            return True
+        prefix = split_prefix(target, proxy.gpus)
+        if prefix is None:
+            return False
+        if prefix.redirect:
+            location = path + b"/" + (b"?" + query if query else b"")
+            self.answer(Answer(308, ((b"Location", location),)))
+            return True
+        self._gpu = prefix.gpu
+        self._label = proxy.labels[prefix.gpu]
+        self._prefix = b"/gpu%d" % prefix.gpu
+        self._target = prefix.rest
+        return False
+
+    # Limit, choose
+
+    def _limit(self) -> None:
+        proxy = self._proxy
+        fleet = proxy.fleet
+        gpu, kind = self._gpu, self._kind
+        if not fleet.up and self._desk is None:
+            text = "The backend is not available."
+            raise GatewayError(BACKEND_UNAVAILABLE, text, fleet.reason, retry_after=fleet.retry_after)
+        if gpu is None and kind is Kind.SUBMIT:
+            gpu = self._gpu = fleet.choose()
+            self._label = proxy.labels[gpu]
+        verdict = proxy.limiter.check(gpu, kind, self._address, time.monotonic())
+        if not verdict.allowed:
+            proxy.metrics.denied(self._label, kind.value)
+            self._note = "limited"
+            text = "Too many requests."
+            hint = f"Try again in {verdict.retry_after} s."
+            raise GatewayError(RATE_LIMITED, text, hint, retry_after=verdict.retry_after, headers=verdict.headers)
+        if kind is Kind.SUBMIT and gpu is not None:
+            # At once, so that the next of a burst finds this lane fuller, however long this one's body takes.
+            self._place = fleet.reserve(gpu)
+        if verdict.delay:
+            self._note = "delayed"
+            self._timer = asyncio.get_running_loop().call_later(verdict.delay, self._delayed)
+            return
+        self._send()
+
+    def _delayed(self) -> None:
+        self._timer = None
+        self._send()
+
+    # Connect, send
+
+    def _send(self) -> None:
+        """Claim what must be claimed, and forward."""
+        if self.head.fields.upgrade and (client_id := _client_id(self._target)):
+            # ComfyUI forgets the new socket when the old one ends after it (its issue 16010).
+            self._claim = claim = self._proxy.bridges.claim((self._label, client_id), self._evicted, self._go)
+            if claim.waiting:
+                self._note = "takes over"
+                return
+        self._go()
+
+    def _go(self) -> None:
+        if self.ended:
+            return
+        proxy, head, gpu = self._proxy, self.head, self._gpu
+        if self._desk is not None:
+            self._collect(self._desk)
+            return
+        self._asked = time.monotonic()
+        self.forward(
+            b"%b %b HTTP/1.1\r\n%b%bX-Request-ID: %b\r\n\r\n"
+            % (
+                head.method,
+                self._target,
+                head.fields.rewritten or b"",
+                b"" if gpu is None else proxy.gpu_lines[gpu],
+                self.request_id,
+            )
+        )
+
+    def _evicted(self) -> None:
+        """The same client asks again while this handshake is under way."""
+        self.fail(GatewayError(BACKEND_UNAVAILABLE, "The same clientId has connected again.", retry_after=1))
+
+    def retrying(self) -> None:
+        """Count it."""
+        self._proxy.metrics.retried("reused_connection")
+        self._note = "retried"
+
+    # Answer, relay
+
+    def answer_begins(self, answer: AnswerHead) -> None:
+        """A submission's place is settled by the answer's status."""
+        place = self._place
+        if place is not None:
+            self._place = None
+            if 200 <= answer.status < 300:
+                place.accepted()
+            else:
+                place.release()
+        if self.client is None:
+            self._note = f"client left, backend said {answer.status}"
+
+    def rewrite(self, lines: bytes) -> bytes:
+        """Under a prefix, redirects of the backend lead back under it."""
+        return _LOCATION.sub(rb"\g<1>%b\g<2>" % self._prefix, lines) if self._prefix else lines
+
+    def outlives_client(self) -> bool:
+        """A submission that has been sent whole is a job or is none; only the backend's answer says which."""
+        return self._kind is Kind.SUBMIT
+
+    def upgraded(self, head: bytes, backend: BackendConnection, rest: bytes) -> None:
+        """Hand both sockets to a bridge."""
+        client = self.client
+        claim, self._claim = self._claim, None
+        if client is None:
+            backend.abort()
+            if claim is not None:
+                claim.release()
+            return
+        client.write(head)
+        opened, label, target, peer, request_id = (
+            self._started,
+            self._label,
+            self._target,
+            self._peer,
+            self.request_id,
+        )
+        access = self._proxy.access
+
+        def closed(bridge: Bridge) -> None:
+            if access.enabled:
+                access.line(
+                    client=peer,
+                    method=b"GET",
+                    target=target,
+                    status=101,
+                    received=bridge.client.passed,
+                    sent=bridge.backend.passed,
+                    seconds=time.monotonic() - opened,
+                    gpu=label,
+                    kind=Kind.EVENTS.value,
+                    request_id=request_id,
+                    note="bridge closed",
+                )
+
+        self._proxy.bridges.join(
+            label,
+            client.transport,
+            backend.transport,
+            to_client=rest,
+            to_backend=client.surrender(),
+            claim=claim,
+            closed=closed,
+            renewal=None if claim is None else Renewal(self._head_bytes, head, claim.key[1]),
+        )
+
+    # Own routes, and what is handed over whole
+
+    def body(self, data: bytes) -> None:
+        """Pass a part of the request's body on, or keep it."""
+        if self._desk is None:
+            super().body(data)
+            return
+        self.received += len(data)
+        if self.received > self._proxy.max_body:
+            self.fail(too_large(self._proxy.max_body))
+            return
+        if self._parts is None:
+            self._parts = bytearray()
+        self._parts += data
+
+    def body_end(self, trailers: list[Pair]) -> None:
+        """The request's body is complete."""
+        super().body_end(trailers)
+        if self._desk is not None and self._asked:
+            self._hand_over(self._desk)
+
+    def _collect(self, desk: DeskHandler) -> None:
+        """Nothing stands against the request: take its body, then hand it over."""
+        self._asked = time.monotonic()
+        if not self.head.has_body or self._upload_ended is not None:
+            self._hand_over(desk)
+        else:
+            self.invite_body()
+
+    def _hand_over(self, desk: DeskHandler) -> None:
+        gpu = self._gpu
+        front = self.client is not None and self.client.gpu is None and not self._prefix
+        lines = self.head.fields.rewritten or b""
+        if gpu is not None:
+            lines += self._proxy.gpu_lines[gpu]
+        lines += b"X-Request-ID: %b\r\n" % self.request_id
+        request = self._request(self._target, self._address, gpu)
+        place, self._place = self._place, None
+        port = FRONT if front else f"gpu{gpu}"
+        self._run(desk(Incoming(request, bytes(self._parts or b""), lines, port, place)))
+
+    def _request(self, target: bytes, client: str, gpu: int | None) -> Request:
+        pairs, request_id = self.head.fields.pairs, self.request_id.decode()
+        return Request(self.head.method, target, pairs, client, gpu, self._kind, request_id)
+
+    def _run(self, work: Awaitable[Answer]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._own(work), name="own-route")
+        self._proxy.tasks.add(self._task)
+        self._task.add_done_callback(self._proxy.tasks.discard)
+
+    async def _own(self, work: Awaitable[Answer]) -> None:
+        head = self.head
+        try:
+            answer = await work
+        except GatewayError as error:
+            answer = error_answer(error)
+        except Exception:  # noqa: BLE001 - whatever a handler raises, the client gets an answer and the log the trace
+            _log.exception("own route %r failed", head.target)
+            answer = error_answer(GatewayError(INTERNAL, "The gateway failed to answer."))
+        self._task = None
+        if not self.ended:
+            self.answer(answer)
+
+    # Finish
+
+    def finished(self) -> None:
+        """Give everything back, count, and log."""
+        proxy = self._proxy
+        if self._place is not None:
+            self._place.release()
+            self._place = None
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        proxy.running.discard(self)
+        metrics = proxy.metrics
+        metrics.in_flight -= 1
+        now = time.monotonic()
+        seconds = now - self._started
+        asked = self._asked
+        backend_seconds = now - asked if asked else 0.0
+        status = self.status or CLIENT_LEFT
+        metrics.request(self._label, self._kind, status, seconds, backend_seconds, self.received, self.sent)
+        if proxy.access.enabled:
+            proxy.access.line(
+                client=self._address,
+                method=self.head.method,
+                target=self.head.target,
+                status=status,
+                received=self.received,
+                sent=self.sent,
+                seconds=seconds,
+                backend_seconds=backend_seconds,
+                gpu=self._label,
+                kind=self._kind.value,
+                request_id=self.request_id,
+                note=self._note,
+            )
+
+
+def _decoded(path: bytes) -> bytes:
+    return unquote_to_bytes(path) if b"%" in path else path
+
+
+def _client_id(target: bytes) -> str:
+    """``clientId`` of a request for events (ComfyUI server.py: websocket_handler); empty when there is none."""
+    _, _, query = target.partition(b"?")
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == "clientId":
+            return unquote_plus(value.decode("latin-1"))
+    return ""

@@ -1,0 +1,161 @@
+"""The per-request record, its kind, and the GPU that a path prefix names.
+
+Pure. A kind is what a request costs; it is read off the decoded, normalised path, while the raw one is forwarded.
+This module never sees a header or a body, and never changes a byte of the target.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+
+class Kind(Enum):
+    """What a request asks for; also the metric label and the name of its bucket."""
+
+    SUBMIT = "submit"
+    UPLOAD = "upload"
+    CONTROL = "control"
+    READ = "read"
+    EVENTS = "events"
+    UI = "ui"
+
+    # Members are singletons; Enum's own hash is Python code, and several tables are asked per request.
+    __hash__ = object.__hash__
+
+
+@dataclass(slots=True)
+class Request:
+    """One HTTP exchange as the decisions see it. Paths and header values are raw bytes, as they came."""
+
+    method: bytes
+    target: bytes
+    """Path and query as sent."""
+    headers: list[tuple[bytes, bytes]]
+    client: str
+    """Client address, without port; what limits are keyed by."""
+    gpu: int | None
+    """The port's GPU; ``None`` on the front door until one is chosen."""
+    kind: Kind
+    request_id: str
+
+
+class Prefix(NamedTuple):
+    """A ``/gpuN`` prefix: the GPU, and the target without it (always starts with ``/``).
+
+    ``redirect`` says that the slash was missing: answer 308 with ``/gpuN`` followed by ``rest`` as the location.
+    """
+
+    gpu: int
+    rest: bytes
+    redirect: bool
+
+
+_SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+
+# Folders of the frontend and of custom nodes' web files (ComfyUI server.py: web.static).
+_UI_FOLDERS = (
+    b"/assets/",
+    b"/extensions/",
+    b"/templates/",
+    b"/docs/",
+    b"/scripts/",
+    b"/fonts/",
+    b"/cursor/",
+)
+_UI_SUFFIXES = frozenset(
+    b"js mjs cjs css map json wasm woff woff2 ttf otf eot png jpg jpeg gif webp avif svg ico html txt".split()
+)
+
+_CACHED_PATH = 256
+"""Bytes; longer paths are classified afresh, so that the cache stays small whatever clients send."""
+
+
+def classify(method: bytes, target: bytes, *, upgrade: bool) -> Kind:
+    """Say what a request costs, from its method and raw target (origin form, any ``/gpuN`` prefix already off).
+
+    ``upgrade`` is whether it asks for a WebSocket. What differs only in ``/api``, doubled slashes, percent-encoding,
+    dot segments or letter case is one thing when it costs, and never static: ComfyUI answers some of these
+    spellings with 404, so the dearer kind does no harm and no spelling is a way around a limit.
+    """
+    path, _, _ = target.partition(b"?")
+    if len(path) <= _CACHED_PATH:
+        return _classify_cached(method, path, upgrade)
+    return _classify_path(method, path, upgrade)
+
+
+def split_prefix(target: bytes, gpus: int) -> Prefix | None:
+    """Take ``/gpu0/`` … ``/gpuN-1/`` off a raw target; ``None`` when it does not start with exactly that.
+
+    Nothing is decoded: ``/gpu0/userdata/workflows%2Fa.json`` keeps its ``%2F`` (nginx's ``rewrite`` loses it), and
+    ``/%67pu0/`` is no prefix. Decimal without leading zeros, below ``gpus``; matched case-sensitively.
+    """
+    if not target.startswith(b"/gpu"):
+        return None
+    end = 4
+    while target[end : end + 1].isdigit() and end < 8:
+        end += 1
+    digits = target[4:end]
+    if not digits or (digits[:1] == b"0" and len(digits) > 1) or int(digits) >= gpus:
+        return None
+    rest = target[end:]
+    if rest.startswith(b"/"):
+        return Prefix(int(digits), rest, redirect=False)
+    if not rest or rest.startswith(b"?"):
+        return Prefix(int(digits), b"/" + rest, redirect=True)
+    return None
+
+
+def _classify_path(method: bytes, path: bytes, upgrade: bool) -> Kind:
+    resolved, exact = _normalise(path)
+    lower = resolved.lower()
+    route = lower.removeprefix(b"/api") if lower.startswith(b"/api/") else lower
+    if method == b"POST":
+        if route == b"/prompt":
+            return Kind.SUBMIT
+        # /assets is how later ComfyUI versions take files in (app/assets/api).
+        return Kind.UPLOAD if route == b"/assets" or route.startswith(b"/upload/") else Kind.CONTROL
+    if method not in _SAFE_METHODS:
+        return Kind.CONTROL
+    if upgrade and route == b"/ws":
+        return Kind.EVENTS
+    return Kind.UI if exact and _is_static(resolved) else Kind.READ
+
+
+_classify_cached = lru_cache(maxsize=4096)(_classify_path)
+
+
+def _normalise(path: bytes) -> tuple[bytes, bool]:
+    """Decode once, merge slashes, resolve dots, drop a closing slash; also whether only letters had to be decoded.
+
+    A path whose segments move when it is decoded means different things to different readers: it is not "exact".
+    """
+    decoded = unquote_to_bytes(path) if b"%" in path else path
+    if decoded == b"/":
+        return decoded, True
+    segments: list[bytes] = []
+    exact = decoded.count(b"/") == path.count(b"/")
+    for segment in decoded.split(b"/")[1:]:
+        if segment in {b"", b"."}:
+            exact = False
+        elif segment == b"..":
+            exact = False
+            if segments:
+                segments.pop()
+        else:
+            segments.append(segment)
+    return b"/" + b"/".join(segments), exact
+
+
+def _is_static(path: bytes) -> bool:
+    """Whether ComfyUI answers this path from a folder of web files; never true of an API route.
+
+    Files at the root (``/user.css``) are static by their suffix; routes such as ``/view`` have none.
+    """
+    if path == b"/" or path.startswith(_UI_FOLDERS):
+        return True
+    if path.count(b"/") != 1:
+        return False
+    _, dot, suffix = path.rpartition(b".")
+    return bool(dot) and suffix in _UI_SUFFIXES

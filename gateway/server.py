@@ -1,0 +1,173 @@
+"""Listening: one socket per port and address, the event loop's protocols, drain and stop.
+
+Owns the listening sockets and the order in which everything ends. Must never know what is asked of whom.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from gateway.config import Config, Timeouts
+from gateway.fleet.lanes import Fleet
+from gateway.jobs.desk import Desk
+from gateway.observe.metrics import Metrics
+from gateway.proxy import Proxy
+from gateway.ratelimit import Limiter
+from gateway.service import Handler
+from gateway.wire.client import ClientConnection
+from gateway.wire.deadlines import Deadlines
+
+_log = logging.getLogger("gateway.server")
+
+_GOODBYE: Final = 0.5
+"""Share of the time to drain after which bridges are told to close; requests may use all of it."""
+
+_PARTING: Final = 1.0
+"""Seconds that bridges get to close once they are told to and no request is in flight."""
+
+
+class Bound(NamedTuple):
+    """One address that is listened on; ``gpu`` is ``None`` for the front door."""
+
+    host: str
+    port: int
+    gpu: int | None
+
+
+class Server:
+    """The gateway's listening side.
+
+    Order of calls: the constructor, ``await start()``, ``await drain()`` or not, ``await close()``; all on one loop.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        limiter: Limiter,
+        metrics: Metrics,
+        own_routes: Mapping[bytes, Handler],
+        desk: Desk | None = None,
+    ) -> None:
+        """Take a whole configuration and those who decide; nothing is opened yet.
+
+        ``own_routes``: decoded paths of the front door that the gateway answers itself. ``desk`` takes what concerns
+        jobs, if there is a journal. ``pool`` can be watched at once.
+        """
+        self._config = config
+        self._proxy = Proxy(
+            config, limiter=limiter, fleet=fleet, metrics=metrics, own_routes=own_routes, desk=desk
+        )
+        self.pool = self._proxy.pool
+        self.bridges = self._proxy.bridges
+        self._servers: list[asyncio.Server] = []
+        self._deadlines: Deadlines | None = None
+        self.bound: list[Bound] = []
+        """What is listened on, the front door first."""
+
+    @property
+    def ports(self) -> list[int]:
+        """The front door's port and then each GPU's, as the first listening host has them."""
+        return [bound.port for bound in self.bound[:: len(self._config.listen.host)]]
+
+    @property
+    def clients(self) -> int:
+        """Open client connections; bridges not counted."""
+        return len(self._proxy.clients)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any client is here: an open connection or a bridge."""
+        return self._proxy.busy
+
+    async def start(self) -> list[Bound]:
+        """Listen on all ports of the configuration; give the addresses, with the ports the system chose for 0.
+
+        Raise ``OSError`` whose text names the address when one cannot be had; then nothing is left listening.
+        """
+        listen = self._config.listen
+        self._deadlines = Deadlines(asyncio.get_running_loop(), step_of(self._config.timeouts))
+        self._proxy.start(self._deadlines)
+        ports: list[tuple[int, int | None]] = [(listen.front_port, None)]
+        ports += [(port, gpu) for gpu, port in enumerate(listen.gpu_ports)]
+        try:
+            for port, gpu in ports:
+                for host in listen.host:
+                    await self._listen(host, port, gpu)
+        except OSError:
+            await self.close()
+            raise
+        return self.bound
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nothing more, and let what is in flight finish for at most ``seconds``.
+
+        Bridges, which would never end by themselves, are told to go away when half of the time is over, or as soon
+        as no request is left; a client that does not hang up then is not worth the whole time.
+        """
+        proxy = self._proxy
+        proxy.draining = True
+        self._stop_listening()
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        end, parting = start + seconds, 0.0
+        told = False
+        while loop.time() < end:
+            for client in [client for client in proxy.clients if client.exchange is None]:
+                client.close()
+            if not told and (not proxy.running or loop.time() >= start + seconds * _GOODBYE):
+                told = True
+                proxy.bridges.close()
+            if not proxy.busy:
+                return
+            if told and not proxy.running:
+                parting = parting or loop.time() + _PARTING
+                end = min(end, parting)
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """End everything now; what is left of it ends within this call."""
+        self._stop_listening()
+        if self._deadlines is not None:
+            self._proxy.close()
+            self._deadlines.close()
+            self._deadlines = None
+            await self._gone()
+
+    async def _listen(self, host: str, port: int, gpu: int | None) -> None:
+        proxy = self._proxy
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(
+                lambda: ClientConnection(proxy, gpu), host, port, backlog=self._config.listen.backlog
+            )
+        except OSError as error:
+            number = error.errno if error.errno in {errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL} else None
+            reason = os.strerror(number) if number else str(error)
+            raise OSError(error.errno or 0, f"cannot listen on {host} port {port}: {reason}") from error
+        self._servers.append(server)
+        for sock in server.sockets:
+            # With 0 each address gets a port of its own.
+            name = sock.getsockname()
+            self.bound.append(Bound(str(name[0]), int(name[1]), gpu))
+
+    async def _gone(self) -> None:
+        """Let the loop tell everyone that is aborted so."""
+        for _ in range(100):
+            if not self._proxy.busy:
+                return
+            await asyncio.sleep(0)
+
+    def _stop_listening(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+
+def step_of(timeouts: Timeouts) -> float:
+    """Seconds between two looks at deadlines: a quarter of the shortest, at most half a second."""
+    shortest = min(getattr(timeouts, name) for name in timeouts.__dataclass_fields__)
+    return max(0.005, min(0.5, float(shortest) / 4))

@@ -1,0 +1,145 @@
+"""What all requests share: settings in the form in which they are read, the pool, the bridges, who is here.
+
+Owns the sets of clients, requests and tasks in progress, and their end. Must never decide anything about a request;
+that is ``proxy.py``.
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from gateway.config import Config
+from gateway.errors import GATEWAY_BUSY, GatewayError
+from gateway.fleet.lanes import Fleet
+from gateway.forwarded import TrustedNetworks
+from gateway.jobs.desk import Desk
+from gateway.observe.access import AccessLog
+from gateway.observe.metrics import Metrics
+from gateway.ratelimit import Limiter
+from gateway.request import Kind, Request
+from gateway.wire.answer import Answer, error_answer, render
+from gateway.wire.client import ClientConnection
+from gateway.wire.deadlines import Deadlines
+from gateway.wire.exchange import Exchange
+from gateway.wire.fields import GPU_HEADER
+from gateway.wire.pool import Pool
+from gateway.ws_bridge import Bridges
+
+Handler = Callable[[Request], Awaitable[Answer]]
+
+FRONT: Final = "front"
+"""The ``gpu`` label of what the front door sends without choosing a GPU."""
+
+
+class Service:
+    """What all requests share, as client connections and exchanges see it; ``Proxy`` adds how one begins."""
+
+    deadlines: Deadlines
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        limiter: Limiter,
+        fleet: Fleet,
+        metrics: Metrics,
+        own_routes: Mapping[bytes, Handler] | None = None,
+        desk: Desk | None = None,
+    ) -> None:
+        """Take a whole configuration and those who decide.
+
+        ``own_routes``: decoded paths of the front door that the gateway answers itself. ``desk`` takes what concerns
+        jobs on any port; ``None``: jobs are requests like all others. ``pool`` and ``bridges`` are
+        there at once, for metrics to watch; nothing runs before ``start``.
+        """
+        self.config = config
+        self.limiter = limiter
+        self.fleet = fleet
+        self.metrics = metrics
+        self.own_routes = dict(own_routes or {})
+        self.desk = desk
+        self.pool = Pool(config)
+        self.bridges = Bridges(metrics, config.timeouts.bridge_close)
+        self.access = AccessLog(enabled=config.log.access)
+        self.clients: set[ClientConnection] = set()
+        self.running: set[Exchange] = set()
+        """Requests in progress."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """One per own route being answered."""
+        self.draining = False
+        self.timeouts = config.timeouts
+        self.limits = config.limits
+        self.max_body = config.limits.body
+        self.gpus = config.gpus
+        self.gpu_lines = [b"%b: %d\r\n" % (GPU_HEADER, gpu) for gpu in range(config.gpus)]
+        self.labels = [str(gpu) for gpu in range(config.gpus)]
+        self.trusted = TrustedNetworks(config.forwarded.trusted_proxies)
+        self._max_clients = config.listen.max_connections
+        self._ids = itertools.count(1)
+        self._id_prefix = secrets.token_hex(6).encode()
+
+    def start(self, deadlines: Deadlines) -> None:
+        """Begin to work; called within the running loop."""
+        self.deadlines = deadlines
+        self.pool.start(deadlines)
+        self.bridges.start(deadlines)
+        deadlines.every_look(self.access.flush)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any client is here, or anything is in progress for one that was."""
+        return bool(self.clients or self.running or self.tasks or self.bridges.open)
+
+    # The Service of client connections
+
+    def opened(self, client: ClientConnection) -> bool:
+        """Count a connection in; false when there are too many."""
+        if len(self.clients) >= self._max_clients:
+            text = "Too many connections."
+            answer = error_answer(GatewayError(GATEWAY_BUSY, text, "Try again soon.", retry_after=1))
+            client.write(render(answer, connection=b"close", request_id=b"", with_body=True))
+            return False
+        self.clients.add(client)
+        return True
+
+    def closed(self, client: ClientConnection) -> None:
+        """Count it out."""
+        self.clients.discard(client)
+
+    def malformed(self, client: ClientConnection, error: GatewayError) -> None:
+        """Answer what is no request."""
+        request_id = self.next_id()
+        gpu = self.labels[client.gpu] if client.gpu is not None else FRONT
+        self.metrics.request(gpu, Kind.READ, error.kind.status, 0.0, 0.0, 0, 0)
+        if self.access.enabled:
+            self.access.line(
+                client=client.peer,
+                method=b"-",
+                target=b"-",
+                status=error.kind.status,
+                gpu=gpu,
+                kind="malformed",
+                request_id=request_id,
+            )
+        answer = error_answer(error)
+        client.reply(render(answer, connection=b"close", request_id=request_id, with_body=True), keep=False)
+
+    # For requests
+
+    def next_id(self) -> bytes:
+        """A request id that no other request has."""
+        return b"%b%08x" % (self._id_prefix, next(self._ids))
+
+    def close(self) -> None:
+        """End everything at once."""
+        for request in list(self.running):
+            request.client_gone()
+        for client in list(self.clients):
+            client.abort()
+        for task in list(self.tasks):
+            task.cancel()
+        self.bridges.abort()
+        self.pool.close()
+        self.access.flush()

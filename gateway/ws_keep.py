@@ -1,0 +1,155 @@
+"""Keeps clients' WebSockets open while the backend is away, and gives them another backend side when it is back.
+
+Owns the bridges whose backend has died, and the second handshake, which the client never sees. What a client missed is
+told before what comes next. Must never look into a frame.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from gateway.fleet.lanes import Fleet
+from gateway.wire.frames import frame
+from gateway.wire.head import HEAD_END
+from gateway.wire.pool import parse_backend_url
+from gateway.ws_bridge import Bridge
+
+_log = logging.getLogger("gateway.bridges")
+
+Missed = Callable[[str, str, float, float], Awaitable[list[bytes]]]
+"""Client id, GPU label, from and until (seconds since 1970): the events, as JSON, with which jobs ended meanwhile."""
+
+_AGREED: Final = re.compile(rb"\r\n(sec-websocket-(?:extensions|protocol)):[ \t]*([^\r]*)", re.IGNORECASE)
+_TEXT: Final = 0x1
+_DEATH: Final = 3.0
+"""Seconds after which a backend that broke off one socket and still lives has not died."""
+_PATIENCE: Final = 5.0
+"""Seconds for one handshake."""
+
+
+class Keeper:
+    """``hold``: seconds that a client is held at most; 0: none is."""
+
+    def __init__(self, url: str, hold: float, fleet: Fleet, missed: Missed) -> None:
+        self._url = url
+        self._hold = hold
+        self._fleet = fleet
+        self._missed = missed
+        self._held: dict[Bridge, float] = {}
+        """Since when, in seconds since 1970."""
+        self._back = asyncio.Event()
+
+    def keep(self, bridge: Bridge) -> float:
+        """Take a bridge on whose backend side is gone (``Bridge`` asks); the seconds it is held, 0 if it is not."""
+        boot = self._fleet.boot
+        self._held[bridge] = time.time()
+        asyncio.get_running_loop().call_later(_DEATH, self._look, bridge, boot)
+        return self._hold
+
+    def backend_back(self) -> None:
+        """The backend has its jobs again: clients may hear from it."""
+        self._back.set()
+
+    async def run(self) -> None:
+        """Renew bridges whenever the backend is back; never ends by itself."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._back.wait()
+                self._back.clear()
+                held, self._held = self._held, {}
+                for bridge, since in held.items():
+                    tasks.create_task(self._renew(bridge, since), name="bridge-renewal")
+
+    def _look(self, bridge: Bridge, boot: str) -> None:
+        """A backend that lives on did not die: it has broken this one socket off, and so must we."""
+        if bridge in self._held and self._fleet.up and self._fleet.boot == boot:
+            del self._held[bridge]
+            bridge.let_go()
+
+    async def _renew(self, bridge: Bridge, since: float) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                transport, rest = await self._shake(bridge)
+        except (OSError, TimeoutError, ValueError) as error:
+            _log.warning("a client's events cannot be had again: %s", error or "no answer in time")
+            if bridge.parked:
+                bridge.let_go()
+            return
+        farewells: list[bytes] = []
+        try:
+            if bridge.renewal is not None:
+                farewells = await self._missed(bridge.renewal.client_id, bridge.gpu, since, time.time())
+        except Exception:  # noqa: BLE001 (the task group would take every bridge, and the gateway, down with this one)
+            _log.exception("it is not known what a client has missed")
+        if not bridge.parked:
+            transport.abort()  # the client has left meanwhile
+            return
+        bridge.renew(transport, b"".join(frame(_TEXT, event) for event in farewells), rest.take())
+
+    async def _shake(self, bridge: Bridge) -> "tuple[asyncio.Transport, _Handshake]":
+        """Ask for the events once more; raises ``OSError`` or ``ValueError`` when they cannot be had as they were."""
+        loop = asyncio.get_running_loop()
+        unix, host, port = parse_backend_url(self._url)
+        renewal = bridge.renewal
+        if renewal is None:
+            raise ValueError("it is not known how they were asked for")
+        answered: asyncio.Future[bytes] = loop.create_future()
+        transport: asyncio.Transport
+        if unix:
+            transport, made = await loop.create_unix_connection(lambda: _Handshake(answered), unix)
+        else:
+            transport, made = await loop.create_connection(lambda: _Handshake(answered), host, port)
+        try:
+            transport.write(renewal.request)
+            head = await answered
+            _check(head, renewal.answer)
+        except BaseException:
+            transport.abort()
+            raise
+        return transport, made
+
+
+class _Handshake(asyncio.Protocol):
+    """Reads the backend's 101, and keeps what comes behind it until somebody takes it."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, answered: "asyncio.Future[bytes]") -> None:
+        self._answered = answered
+        self._data = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Be ready."""
+        self.transport = transport  # type: ignore[assignment]  # asyncio passes a Transport to stream protocols
+
+    def data_received(self, data: bytes) -> None:
+        """Collect; nothing more is read once the head is there."""
+        self._data += data
+        end = self._data.find(HEAD_END)
+        if end >= 0 and not self._answered.done():
+            self.transport.pause_reading()
+            head = bytes(self._data[: end + len(HEAD_END)])
+            del self._data[: len(head)]
+            self._answered.set_result(head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits."""
+        if not self._answered.done():
+            self._answered.set_exception(ConnectionError("the backend closed the connection"))
+
+    def take(self) -> bytes:
+        """What came behind the head."""
+        return bytes(self._data)
+
+
+def _check(head: bytes, before: bytes) -> None:
+    if not head.startswith(b"HTTP/1.1 101") or _agreed(head) != _agreed(before):
+        raise ValueError("the backend speaks otherwise than before")
+
+
+def _agreed(head: bytes) -> list[tuple[bytes, bytes]]:
+    """Extensions and subprotocol that a 101 names: what makes one stream of frames continue another."""
+    return sorted((name.lower(), value.strip()) for name, value in _AGREED.findall(head))

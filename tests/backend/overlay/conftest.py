@@ -1,0 +1,26 @@
+"""Stand-ins for ComfyUI's modules, taken away again after each test."""
+
+import sys
+import types
+
+import pytest
+
+from tests.backend.overlay.doubles import comfy_modules
+
+
+@pytest.fixture
+def comfy(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
+    """An older ComfyUI's modules, importable by name."""
+    found = comfy_modules()
+    for name, module in found.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return found
+
+
+@pytest.fixture
+def newer_comfy(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
+    """A newer ComfyUI's modules, with its further memory state."""
+    found = comfy_modules(newer=True)
+    for name, module in found.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return found

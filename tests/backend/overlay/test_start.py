@@ -1,0 +1,149 @@
+"""The choice between the overlay and ComfyUI as it is, and refusals, as processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from backend.contract import EXIT_PORT_IN_USE, EXIT_USAGE, GPU_HEADER
+from backend.process import listen
+from tests.doubles.checkout import FOLDER, Client, Started
+
+LOOKS = """
+
+def names():
+    import sys
+    import server, execution, torch, threading, comfy_execution.progress as progress
+    here = [server.PromptServer.send_sync, server.PromptServer.__init__, execution.PromptExecutor.execute,
+            prompt_worker, progress.get_progress_state, comfy.model_management.processing_interrupted,
+            torch.manual_seed, torch.randn, threading.Thread.start]
+    loaded = [name for name in sys.modules if name.startswith("backend.overlay.patches")]
+    changed = [one.__qualname__ for one in here if "backend" in (getattr(one, "__module__", None) or "")]
+    return {"changed": changed, "loaded": loaded, "slots": "client_id" in vars(server.PromptServer)}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the ComfyUI-shaped folder, to be changed."""
+    copy = tmp_path / "comfyui"
+    shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def said(folder: Path, *arguments: str, **env: str) -> tuple[int, str]:
+    """Exit code and output of a start that must not succeed."""
+    started = Started("--gpus", "2", *arguments, comfyui=folder, **env)
+    try:
+        return started.ended(), "\n".join(started.lines)
+    finally:
+        started.stop()
+
+
+async def test_switched_off_nothing_is_patched(folder: Path) -> None:
+    """COMFY_MULTI_GPU_SCHED=0: every name is ComfyUI's and torch's own, the header means nothing, the ready line
+    comes all the same."""
+    main = folder / "main.py"
+    text = main.read_text(encoding="utf-8")
+    script = '\nif __name__ == "__main__":\n'
+    tell = "    import json\n    print('NAMES ' + json.dumps(names()), flush=True)\n"
+    main.write_text(text.replace(script, LOOKS + script + tell), encoding="utf-8")
+    started = Started(comfyui=folder, COMFY_MULTI_GPU_SCHED="0")
+    try:
+        ready = started.ready()
+        names = json.loads(next(line for line in started.lines if line.startswith("NAMES ")).removeprefix("NAMES "))
+        assert names == {"changed": [], "loaded": [], "slots": False}
+        assert ready["body"] == "comfyui 0.3.64 (plain)"
+        async with aiohttp.ClientSession(ready["url"]) as session:
+            client = Client(session, 7)
+            entry = await client.entry(await client.submit(("Noise", {"seed": 1})))
+            assert entry["status"]["status_str"] == "success"
+            async with session.get("/queue/all", headers={GPU_HEADER: "x"}) as response:
+                assert response.status == 404
+    finally:
+        started.stop()
+
+
+def test_no_comfyui_is_said_at_once(tmp_path: Path) -> None:
+    """With the file that it lacks."""
+    code, output = said(tmp_path)
+    assert code == EXIT_USAGE
+    assert "is no ComfyUI: it has no main.py" in output
+
+
+def test_an_untried_version_is_refused_and_can_be_allowed(folder: Path) -> None:
+    """Where all names fit, one word more starts it."""
+    (folder / "comfyui_version.py").write_text('__version__ = "0.3.70"\n', encoding="utf-8")
+    code, output = said(folder)
+    assert code == EXIT_USAGE
+    assert "0.3.70 is untried" in output
+    assert "allow_unknown" in output
+    started = Started("--gpus", "2", "--allow-unknown", comfyui=folder)
+    try:
+        assert started.ready()["body"] == "comfyui 0.3.70"
+    finally:
+        started.stop()
+
+
+def test_a_changed_name_is_refused_even_if_allowed(folder: Path) -> None:
+    """The version, the first name that does not fit, and the way out."""
+    progress = folder / "comfy_execution" / "progress.py"
+    text = progress.read_text(encoding="utf-8")
+    progress.write_text(text.replace("def reset_progress_state(prompt_id,", "def reset_progress_state(new, prompt_id,"),
+                        encoding="utf-8")
+    code, output = said(folder, "--allow-unknown")
+    assert code == EXIT_USAGE
+    assert "ComfyUI 0.3.64 does not fit: comfy_execution.progress:reset_progress_state" in output
+    assert "COMFY_MULTI_GPU_SCHED=0" in output
+
+
+def test_renamed_internals_fail_the_self_test(folder: Path) -> None:
+    """Names and parameters fit, yet two lanes share something: it does not start either."""
+    graph = folder / "comfy_execution" / "graph_utils.py"
+    text = graph.read_text(encoding="utf-8")
+    graph.write_text(text.replace("GraphBuilder.alloc_prefix() if prefix is None", "'same.' if prefix is None"),
+                     encoding="utf-8")
+    code, output = said(folder)
+    assert code == EXIT_USAGE
+    assert "fails the self-test: prefix" in output
+
+
+def test_wrong_arguments_of_comfyui_end_the_start(folder: Path) -> None:
+    """As its own parser says it, and one device for two lanes as we do."""
+    assert said(folder, "--", "--no-such-argument")[0] == EXIT_USAGE
+    code, output = said(folder, "--", "--cuda-device", "0")
+    assert code == EXIT_USAGE
+    assert "leaves one GPU for 2 lanes" in output
+
+
+def test_a_busy_port_is_one_clear_line(folder: Path) -> None:
+    """Found before minutes of loading."""
+    with listen("127.0.0.1", 0) as busy:
+        port = str(busy.getsockname()[1])
+        code, output = said(folder, "--port", port)
+    assert code == EXIT_PORT_IN_USE
+    assert port in output
+
+
+async def test_the_warm_up_workflow_runs_on_every_lane_before_ready(tmp_path: Path) -> None:
+    """Each lane has run it when the ready line comes, and no history shows it; a bad file is said and stops nothing."""
+    workflow = tmp_path / "warm.json"
+    workflow.write_text(json.dumps({"1": {"class_type": "Noise", "inputs": {"seed": 1}}}), encoding="utf-8")
+    started = Started("--gpus", "2", "--warmup", str(workflow))
+    try:
+        async with aiohttp.ClientSession(started.ready()["url"]) as session:
+            assert await Client(session, None).get("/history") == {}
+            async with session.get("/metrics") as response:
+                numbers = await response.text()
+        for gpu in range(2):
+            assert f'comfy_backend_jobs_total{{gpu="{gpu}",outcome="success"}} 1.0' in numbers
+    finally:
+        started.stop()
+    started = Started("--gpus", "2", "--warmup", str(tmp_path / "none.json"))
+    try:
+        started.ready()
+        assert any("cannot be read" in line for line in started.lines)
+    finally:
+        started.stop()

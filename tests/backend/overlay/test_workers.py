@@ -1,0 +1,121 @@
+"""The guard around ComfyUI's worker loop."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from backend.context import in_lane
+from backend.overlay import workers
+from backend.overlay.queues import RebuildExecutor
+from backend.overlay.state import State
+from tests.doubles.checkout import loaded, make_state
+
+
+class Deserter(BaseException):
+    """Leaves the program when it is shown."""
+
+    def __str__(self) -> str:
+        raise SystemExit(1)
+
+
+class Unprintable(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Server:
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any, Any]] = []
+
+    def send_sync(self, event: str, data: Any, sid: Any = None) -> None:
+        if event != "status":
+            self.sent.append((event, data, sid))
+
+    def get_queue_info(self) -> dict[str, Any]:
+        return {"exec_info": {"queue_remaining": 0}}
+
+
+@pytest.fixture
+def state() -> Iterator[State]:
+    """Lanes with queues, and a server that keeps what it is told to send."""
+    with loaded() as main:
+        found = make_state()
+        found.server = Server()
+        found.adopt_queue(main.execution.PromptQueue(None), found.server)
+        yield found
+
+
+def guarded(state: State, error: BaseException, *, running: bool = True, client: str | None = "me") -> list[float]:
+    """Let lane 1's loop break with ``error``; gives the pauses that were made."""
+    queue = state.queues.lanes[1]
+    pauses: list[float] = []
+
+    def loop() -> None:
+        if running:
+            queue.get(timeout=0)
+        state.last_node_id.set("7")
+        raise error
+
+    if running:
+        extra = {} if client is None else {"client_id": client}
+        queue.put((0, "job", {"7": {"class_type": "Breaks"}}, extra, []))
+    with in_lane(1):
+        workers.guarded(state, queue, loop, pauses.append)
+    return pauses
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("x"), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), Unprintable(), Deserter()]
+)
+def test_the_job_ends_with_an_error_and_its_client_hears(state: State, error: BaseException) -> None:
+    """Whatever escapes the loop: the history has the job, the client its error and its end, the lane is free."""
+    assert guarded(state, error) == []
+    entry = state.queues.merged.get_history()["job"]  # type: ignore[attr-defined]
+    assert entry["status"]["status_str"] == "error"
+    events = [(event, sid) for event, _, sid in state.server.sent]
+    assert events == [("execution_error", "me"), ("executing", "me")]
+    told = state.server.sent[0][1]
+    assert (told["prompt_id"], told["node_id"], told["node_type"]) == ("job", "7", "Breaks")
+    assert told["exception_type"].endswith(type(error).__name__)
+    assert state.queues.lanes[1].lane.stats.snapshot().outcomes["error"] == 1
+    assert state.last_node_id.of(1) is None
+
+
+def test_a_job_without_a_client_is_told_to_nobody(state: State) -> None:
+    """Its history entry is all there is."""
+    guarded(state, RuntimeError("x"), client=None)
+    assert state.server.sent == []
+    assert "job" in state.queues.merged.get_history()  # type: ignore[attr-defined]
+
+
+def test_a_loop_that_breaks_without_a_job_is_not_started_in_a_rush(state: State) -> None:
+    """A pause before the next try, or a broken start would eat the processor."""
+    assert guarded(state, RuntimeError("x"), running=False) == [workers.PAUSE]
+
+
+def test_a_new_executor_is_no_failure(state: State) -> None:
+    """The loop is left and started again, and nothing is told."""
+    assert guarded(state, RebuildExecutor(), running=False) == []
+    assert state.server.sent == []
+
+
+def test_messages_of_the_broken_job_are_kept(state: State) -> None:
+    """The history shows what had happened before the end."""
+    with in_lane(1):
+        state.messages.set([("execution_start", {"prompt_id": "job"})])
+    guarded(state, RuntimeError("x"))
+    messages = state.queues.merged.get_history()["job"]["status"]["messages"]  # type: ignore[attr-defined]
+    assert [message[0] for message in messages] == ["execution_start", "execution_error"]
+
+
+def test_a_device_that_cannot_be_used_is_a_fault(state: State) -> None:
+    """The lane says so instead of taking jobs; whoever watches is told at once, also when it watches later."""
+    broken = type(state.lanes[2])(2, "cuda:99")
+    workers._lane(state, broken, lambda: pytest.fail("its loop must not start"))
+    told: list[int] = []
+    state.watch_faults(told.append)
+    state.fault(0)
+    assert told == [2, 0]

@@ -1,0 +1,115 @@
+"""Public clients on all four ports at once: every picture and every event arrives at the client that asked."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.comfyui import stack, workflows
+from tests.comfyui.conftest import Site
+from tests.comfyui.scenarios import run_all
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
+
+SCRIPTS = Path(__file__).with_name("clients")
+PYTHON_CLIENTS = {
+    "comfy_api_simplified_client.py": "comfy-api-simplified==1.6.0",
+    "comfyui_workflow_client_client.py": "comfyui-workflow-client==0.1.0",
+    "comfy_script_client.py": "comfy-script[default]==0.6.1",
+}
+NODE_CLIENTS = {
+    "saintno.mjs": "@saintno/comfyui-sdk@0.3.1",
+    "stable_canvas.mjs": "@stable-canvas/comfyui-client@1.5.9",
+}
+JOBS = 3
+
+
+@pytest.fixture(scope="session")
+def python_clients(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that has the Python clients; ``PROOF_CLIENTS_PYTHON`` names one that is there already."""
+    if given := os.environ.get("PROOF_CLIENTS_PYTHON"):
+        return given
+    folder = tmp_path_factory.mktemp("clients") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin/python")
+    subprocess.run([python, "-m", "pip", "install", "-q", *PYTHON_CLIENTS.values()], check=True)
+    return python
+
+
+@pytest.fixture(scope="session")
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the npm clients; ``PROOF_NODE_MODULES`` names one that is there already."""
+    if not shutil.which("node"):
+        pytest.skip("the npm clients need node")
+    if given := os.environ.get("PROOF_NODE_MODULES"):
+        return Path(given)
+    folder = tmp_path_factory.mktemp("npm")
+    (folder / "package.json").write_text('{"private": true}')
+    subprocess.run(["npm", "install", "--no-audit", "--no-fund", *NODE_CLIENTS.values(), "ws"], check=True, cwd=folder,
+                   stdout=subprocess.DEVNULL)
+    return folder / "node_modules"
+
+
+def pixels(data: bytes) -> str:
+    """A hash of what a picture shows: clients add their own text to the file."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return hashlib.sha256(image.tobytes() + repr(image.size).encode()).hexdigest()
+
+
+def drive(command: list[str], site: Site, twin: Site, folder: Path, name: str) -> None:
+    """Run one client on every port at once and compare what each was given with the twin's pictures."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big")
+    children = []
+    for lane in site.lanes:
+        own, first = folder / f"gpu{lane.gpu}", seed + 100 * lane.gpu
+        own.mkdir()
+        for number in range(first, first + JOBS):
+            (own / f"{number}.json").write_text(json.dumps(workflows.watched(number, prefix="clients")))
+        with (own / "log").open("wb") as log:
+            children.append((lane, own, first, subprocess.Popen(
+                [*command, lane.host, str(first), str(JOBS), str(own)], cwd=folder, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, env=stack.environment())))
+    got, right = 0, 0
+    for lane, own, first, child in children:
+        try:
+            code = child.wait(180)
+        finally:
+            child.kill()
+            child.wait()
+        log = (own / "log").read_text()
+        assert code == 0, f"{name} on GPU {lane.gpu} ended with {code}:\n{log[-1500:]}"
+        if '{"progress"' in log:
+            progress = json.loads(next(line for line in log.splitlines() if line.startswith('{"progress"')))["progress"]
+            print(f"{name} on GPU {lane.gpu}: {progress} progress events of {10 * JOBS}")
+            # These two listen only once their POST is answered, and miss what came before on any ComfyUI.
+            assert 5 * JOBS <= progress <= 10 * JOBS
+        prompts = [workflows.watched(number, prefix="clients") for number in range(first, first + JOBS)]
+        alone = run_all(twin.lanes, prompts)
+        for number, entry in zip(range(first, first + JOBS), alone, strict=True):
+            expected = pixels(twin.lanes[0].picture(entry["outputs"]["3"]["images"][0]))
+            got += 1
+            right += pixels((own / f"{number}.png").read_bytes()) == expected
+    print(f"\n{name}: {got} jobs on {len(site.lanes)} ports at once, {right} pictures right")
+    assert right == got == JOBS * len(site.lanes)
+
+
+@pytest.mark.parametrize("script", PYTHON_CLIENTS)
+def test_python_client(ports: Site, plain: Site, python_clients: str, tmp_path: Path, script: str) -> None:
+    """A client of PyPI gets its own pictures on each of four ports at once."""
+    drive([python_clients, str(SCRIPTS / script)], ports, plain, tmp_path, script)
+
+
+@pytest.mark.parametrize("script", NODE_CLIENTS)
+def test_node_client(ports: Site, plain: Site, node_modules: Path, tmp_path: Path, script: str) -> None:
+    """A client of npm gets its own pictures and all of its progress on each of four ports at once."""
+    # Modules are looked up from where a script lies.
+    (tmp_path / "node_modules").symlink_to(node_modules)
+    shutil.copy(SCRIPTS / script, tmp_path)
+    drive(["node", str(tmp_path / script)], ports, plain, tmp_path, script)

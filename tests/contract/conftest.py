@@ -1,0 +1,79 @@
+"""The bodies that the contract is held against: the embedded engine, and a ComfyUI where ``COMFYUI_DIR`` names one."""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.contract.client import Client
+from tests.doubles.backend_process import ROOT, BackendProcess
+
+GPUS = 4
+NO_COMFYUI = "COMFYUI_DIR names no ComfyUI: the contract is held against the embedded engine alone"
+
+
+@dataclass(frozen=True)
+class Body:
+    """One running backend and what differs between bodies."""
+
+    name: str
+    url: str
+    folder: Path
+    """Holds its input, output and temp folders."""
+    checkpoint: str | None
+
+
+def _embedded(folder: Path) -> tuple[BackendProcess, Body]:
+    process = BackendProcess(folder, ["--gpus", str(GPUS), "--testing-nodes"]).start()
+    return process, Body("embedded", process.url, folder / "data", "tiny.safetensors")
+
+
+def _comfyui(folder: Path) -> tuple[BackendProcess, Body]:
+    import prometheus_client  # noqa: PLC0415 (only its place matters)
+
+    checkout = Path(os.environ["COMFYUI_DIR"]).resolve()
+    own = [checkout / ".venv/bin/python", checkout / "venv/bin/python"]
+    python = os.environ.get("COMFYUI_PYTHON") or next((str(each) for each in own if each.exists()), sys.executable)
+    paths = folder / "paths.yaml"
+    paths.write_text(f"testing:\n  custom_nodes: {checkout}/tests/execution/testing_nodes\n")
+    arguments: list[str] = ["--extra-model-paths-config", str(paths), "--database-url", "sqlite:///:memory:"]
+    for kind in ("user", "input", "output", "temp"):
+        (folder / kind).mkdir()
+        where = folder if kind == "temp" else folder / kind  # ComfyUI adds "temp" itself
+        arguments += [f"--{kind}-directory", str(where)]
+    command = [python, str(ROOT / "backend/bootstrap.py"), "--comfyui", str(checkout), "--port", "0"]
+    command += ["--gpus", str(GPUS), "--cpu", "--", *arguments]
+    lib = str(Path(prometheus_client.__file__).parents[1])
+    env = {"COMFY_GATEWAY_LIB": lib, "PYTHONPATH": "", "PYTHONPYCACHEPREFIX": str(folder / "pycache")}
+    process = BackendProcess(folder, command=command, env=env).start()
+    process.wait_ready(180)
+    return process, Body("comfyui", process.url, folder, None)
+
+
+BODIES = {"embedded": _embedded, "comfyui": _comfyui}
+
+
+@pytest.fixture(
+    scope="session",
+    params=["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)],
+)
+def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Body]:
+    """A running backend with four lanes."""
+    if request.param == "comfyui" and not os.environ.get("COMFYUI_DIR"):
+        pytest.skip(NO_COMFYUI)
+    process, found = BODIES[request.param](tmp_path_factory.mktemp(request.param))
+    yield found
+    process.end()
+
+
+@pytest.fixture
+async def client(body: Body) -> AsyncIterator[Client]:
+    """A client of that backend; afterwards its lanes are idle again."""
+    async with aiohttp.ClientSession() as session:
+        found = Client(session, body.url)
+        yield found
+        await found.idle()

@@ -1,0 +1,3 @@
+"""The version this folder says it is."""
+
+__version__ = "0.3.64"

@@ -1,0 +1,1 @@
+"""Would choose torch's allocator."""

@@ -1,0 +1,1 @@
+"""Would put functions back."""

@@ -1,0 +1,189 @@
+"""A gateway with a journal in front of a backend whose queues and history a test holds in its hand, all in one loop."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from gateway.config import Jobs
+from gateway.fleet.lanes import Fleet
+from gateway.jobs.bus import LocalBus
+from gateway.jobs.desk import Desk
+from gateway.jobs.record import Record
+from gateway.jobs.sqlite import SQLiteStore
+from gateway.observe.metrics import Metrics
+from gateway.ratelimit import Limiter
+from gateway.server import Server
+from tests.doubles.http_backend import Backend, Peer, Seen, scripted
+from tests.doubles.http_client import Got, RawClient, raw
+from tests.doubles.http_stack import config_for
+
+
+@dataclass
+class Comfy:
+    """The backend: what waits, what runs, what is done; nothing moves by itself."""
+
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    running: list[dict[str, Any]] = field(default_factory=list)
+    history: dict[str, Any] = field(default_factory=dict)
+    told: list[tuple[str, Any]] = field(default_factory=list)
+    """POSTs other than submissions: target and body."""
+    hang_up: bool = False
+    """Close the connection instead of answering a submission."""
+    hold: asyncio.Event | None = None
+    """Answer submissions only when this is set."""
+    numbers: int = 0
+
+    def finish(self, job: str, status: str = "success", event: str = "execution_success", **data: Any) -> None:
+        """A job ends."""
+        self.pending = [each for each in self.pending if each["prompt_id"] != job]
+        self.running = [each for each in self.running if each["prompt_id"] != job]
+        messages = [
+            ["execution_start", {"prompt_id": job, "timestamp": 1_700_000_000_000}],
+            [event, {"prompt_id": job, "timestamp": 1_700_000_005_000, **data}],
+        ]
+        self.history[job] = {
+            "prompt": [1, job, {}, {}, []],
+            "outputs": {"2": {"images": [{"filename": "a.png"}]}} if status == "success" else {},
+            "status": {"status_str": status, "completed": status == "success", "messages": messages},
+            "meta": {},
+        }
+
+    def start(self) -> str:
+        """The first waiting job runs."""
+        self.running.append(self.pending.pop(0))
+        return str(self.running[-1]["prompt_id"])
+
+    def die(self) -> None:
+        """Everything is forgotten."""
+        self.pending, self.running, self.history = [], [], {}
+
+    async def script(self, peer: Peer) -> None:
+        """One connection."""
+        while True:
+            seen = await peer.request()
+            await self._answer(peer, seen)
+
+    async def _answer(self, peer: Peer, seen: Seen) -> None:
+        path = seen.target.decode().partition("?")[0].removeprefix("/api")
+        if seen.method == b"POST" and path == "/prompt":
+            await self._submission(peer, seen)
+        elif seen.method == b"POST":
+            self.told.append((path, json.loads(seen.body) if seen.body else None))
+            await peer.reply(b"")
+        elif path == "/queue/all":
+            queue = {"queue_running": _items(self.running), "queue_pending": _items(self.pending)}
+            await peer.reply(json.dumps({"queues": [queue]}).encode())
+        elif path == "/history":
+            await peer.reply(json.dumps(self.history).encode())
+        elif path.startswith("/history/"):
+            job = unquote(path.removeprefix("/history/"))
+            found = {job: self.history[job]} if job in self.history else {}
+            await peer.reply(json.dumps(found).encode())
+        else:
+            await peer.reply(b"ok")
+
+    async def _submission(self, peer: Peer, seen: Seen) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.hang_up:
+            peer.close()
+            return
+        try:
+            body = json.loads(seen.body)
+        except ValueError:
+            await peer.reply(b"not JSON", status="400 Bad Request")
+            return
+        if not isinstance(body, dict) or "prompt" not in body:
+            error = {"error": {"type": "no_prompt", "message": "No prompt provided"}, "node_errors": {}}
+            await peer.reply(json.dumps(error).encode(), status="400 Bad Request")
+            return
+        self.numbers += 1
+        self.pending.append(body)
+        answer = {"prompt_id": body["prompt_id"], "number": self.numbers, "node_errors": {}}
+        await peer.reply(json.dumps(answer).encode(), extra=b"Content-Type: application/json\r\nX-Theirs: 1\r\n")
+
+
+def _items(jobs: list[dict[str, Any]]) -> list[list[Any]]:
+    return [[1, each["prompt_id"], each["prompt"], {}, []] for each in jobs]
+
+
+@dataclass
+class House:
+    """Everything a test may look at."""
+
+    server: Server
+    desk: Desk
+    fleet: Fleet
+    comfy: Comfy
+    backend: Backend
+
+    def client(self, gpu: int | None = 0) -> contextlib.AbstractAsyncContextManager[RawClient]:
+        """Connect to a GPU's port, or to the front door."""
+        return raw(self.server.ports[0 if gpu is None else gpu + 1])
+
+    async def get(self, target: str, gpu: int | None = 0) -> Got:
+        """One GET."""
+        async with self.client(gpu) as client:
+            return await client.get(target)
+
+    async def post(self, target: str, value: Any, *lines: str, gpu: int | None = 0) -> Got:
+        """One POST of a JSON value, or of bytes as they are."""
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        async with self.client(gpu) as client:
+            return await client.get(target, *lines, method="POST", body=body)
+
+    async def submit(self, job: str, gpu: int = 0) -> Got:
+        """Submit a job under this id."""
+        got = await self.post("/prompt", {"prompt": {"1": {}}, "prompt_id": job, "client_id": "c"}, gpu=gpu)
+        assert got.status == 200, got.body
+        return got
+
+    def record(self, job: str) -> Record:
+        """What the journal knows."""
+        record = self.desk.journal.get(job)
+        assert record is not None, f"{job} is not in the journal"
+        return record
+
+    def states(self) -> dict[str, str]:
+        """Every job's state."""
+        return {record.id: record.state.value for record in self.desk.journal.newest_first()}
+
+    def backend_dies(self) -> None:
+        """And takes everything with it."""
+        self.comfy.die()
+        self.fleet.backend_down("it died", 3)
+
+    def backend_comes(self, boot: str) -> None:
+        """Another life of it."""
+        self.fleet.backend_up("double", boot=boot, booted=float(len(boot)))
+
+
+@contextlib.asynccontextmanager
+async def house(folder: Path, *, up: str = "boot-1", **jobs: Any) -> AsyncIterator[House]:
+    """A gateway whose journal lies in ``folder``; ``jobs`` are settings, ``up`` the life of its backend."""
+    comfy = Comfy()
+    async with scripted(comfy.script) as backend:
+        settings = {"journal": str(folder), "look": 0.02, **jobs}
+        config = config_for(backend.url, jobs=settings, timeouts={"read": 5.0})
+        assert isinstance(config.jobs, Jobs)
+        fleet = Fleet(config.gpus)
+        desk = Desk(config, fleet, SQLiteStore(folder / "jobs.sqlite3"), LocalBus())
+        await desk.open()
+        server = Server(config, fleet, Limiter(config.rate, config.gpus), Metrics(config.gpus, "t"), {}, desk)
+        await server.start()
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(desk.run(), name="jobs")
+            await asyncio.sleep(0)
+            if up:
+                fleet.backend_up("double", boot=up, booted=float(len(up)))
+            try:
+                yield House(server, desk, fleet, comfy, backend)
+            finally:
+                running.cancel()
+                await server.close()
+                await desk.close()

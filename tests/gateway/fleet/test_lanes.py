@@ -1,0 +1,164 @@
+"""The fleet's arithmetic: loads, reservations, looks, and the choice between lanes."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.fleet.lanes import Fleet
+
+
+def a_fleet(gpus: int = 4) -> Fleet:
+    fleet = Fleet(gpus)
+    fleet.backend_up("embedded 0.1.0", ["cpu"] * gpus)
+    return fleet
+
+
+def loads(fleet: Fleet) -> list[int]:
+    return [fleet.load(gpu) for gpu in range(fleet.gpus)]
+
+
+def test_a_burst_of_forty_inside_one_poll_spreads_evenly():
+    """Forty submissions without a look in between land ten on each of four lanes."""
+    fleet = a_fleet()
+    landed: Counter[int] = Counter()
+    for _ in range(40):
+        gpu = fleet.choose()
+        fleet.reserve(gpu)
+        landed[gpu] += 1
+    assert landed == {0: 10, 1: 10, 2: 10, 3: 10}
+
+
+def test_ties_rotate():
+    """Equal lanes take turns, even when every submission is refused at once."""
+    fleet = a_fleet()
+    chosen = []
+    for _ in range(8):
+        chosen.append(fleet.choose())
+        fleet.reserve(chosen[-1]).release()
+    assert chosen == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_the_least_busy_lane_is_chosen_by_what_the_look_saw():
+    """Running and pending both count."""
+    fleet = a_fleet()
+    fleet.look_ends(fleet.look_begins(), [(1, 2), (1, 0), (0, 3), (1, 1)])
+    assert fleet.choose() == 1
+
+
+def test_an_accepted_job_counts_until_a_look_that_started_later_is_taken():
+    """A look under way when the backend accepted may not have seen the job, so it does not end the count."""
+    fleet = a_fleet(1)
+    early = fleet.look_begins()
+    fleet.reserve(0).accepted()
+    fleet.look_ends(early, [(0, 0)])
+    assert fleet.load(0) == 1
+    fleet.look_ends(fleet.look_begins(), [(1, 0)])
+    assert fleet.load(0) == 1
+    fleet.look_ends(fleet.look_begins(), [(0, 0)])
+    assert fleet.load(0) == 0
+
+
+def test_a_job_being_sent_stays_counted_through_looks():
+    """Between sending and the answer no look can tell whether the job is in the queue yet."""
+    fleet = a_fleet(1)
+    reservation = fleet.reserve(0)
+    for _ in range(3):
+        fleet.look_ends(fleet.look_begins(), [(0, 0)])
+    assert fleet.load(0) == 1
+    reservation.release()
+    assert fleet.load(0) == 0
+
+
+def test_a_failed_look_ends_no_count():
+    """What a look that never arrived should have seen stays counted until one arrives."""
+    fleet = a_fleet(1)
+    fleet.reserve(0).accepted()
+    fleet.look_begins()
+    assert fleet.load(0) == 1
+    fleet.look_ends(fleet.look_begins(), [(0, 1)])
+    assert fleet.load(0) == 1
+
+
+def test_a_reservation_ends_once():
+    """The first of accepted and release decides; leaving the block afterwards changes nothing."""
+    fleet = a_fleet(1)
+    with fleet.reserve(0) as reservation:
+        reservation.accepted()
+        reservation.release()
+    assert fleet.load(0) == 1
+    with fleet.reserve(0):
+        assert fleet.load(0) == 2
+    assert fleet.load(0) == 1
+
+
+def test_a_new_backend_starts_empty_and_old_reservations_do_not_touch_it():
+    """After a restart neither an old answer nor an old look changes the new backend's counts."""
+    fleet = a_fleet(1)
+    old = fleet.reserve(0)
+    mark = fleet.look_begins()
+    fleet.backend_down("The backend died.", 2)
+    assert (fleet.up, fleet.reason, fleet.retry_after) == (False, "The backend died.", 2)
+    fleet.backend_up("embedded 0.1.0", ["cpu"])
+    old.accepted()
+    fleet.look_ends(mark, [(5, 5)])
+    assert loads(fleet) == [0]
+
+
+def test_lanes_that_the_backend_does_not_have_are_not_chosen():
+    """One device named in the ready line is one lane; the next backend may have more again."""
+    fleet = Fleet(4)
+    fleet.backend_up("embedded 0.1.0", ["cpu"])
+    assert {fleet.choose() for _ in range(8)} == {0}
+    fleet.backend_up("embedded 0.1.0", ["cpu"] * 9)
+    assert {fleet.choose() for _ in range(8)} == {0, 1, 2, 3}
+
+
+def test_a_reservation_wakes_whoever_watches():
+    """A resting poller is told that there is something to look at."""
+    fleet = a_fleet()
+    woken: list[bool] = []
+    fleet.on_activity = lambda: woken.append(True)
+    fleet.reserve(2)
+    assert woken == [True]
+    assert fleet.working
+
+
+def test_a_fleet_without_gpus_is_refused():
+    """A gateway with nothing behind it is a mistake in the config, not an empty table."""
+    with pytest.raises(ValueError, match="at least one GPU"):
+        Fleet(0)
+
+
+STEPS = st.lists(st.sampled_from(["submit", "accept", "refuse", "begin", "end", "finish", "restart"]), max_size=60)
+
+
+@given(STEPS)
+def test_the_load_is_never_below_the_truth_and_settles_on_it(steps: list[str]):
+    """Whatever the order of events, no queued job goes uncounted, and two quiet looks later the count is exact."""
+    fleet, truth, sent, mark, seen = a_fleet(1), 0, [], None, 0
+    for step in steps:
+        if step == "submit":
+            sent.append(fleet.reserve(0))
+        elif step == "accept" and sent:
+            sent.pop().accepted()
+            truth += 1
+        elif step == "refuse" and sent:
+            sent.pop().release()
+        elif step == "begin" and mark is None:
+            mark, seen = fleet.look_begins(), truth
+        elif step == "end" and mark is not None:
+            fleet.look_ends(mark, [(0, seen)])
+            mark = None
+        elif step == "finish" and truth:
+            truth -= 1
+            seen = min(seen, truth) if mark is not None else seen
+        elif step == "restart":
+            fleet.backend_up()
+            truth, sent, mark = 0, [], None
+        assert fleet.load(0) >= truth
+    for reservation in sent:
+        reservation.release()
+    fleet.look_ends(fleet.look_begins(), [(0, truth)])
+    assert fleet.load(0) == truth

@@ -1,0 +1,148 @@
+"""Looks at the queues: by which route, how often, and what they say about a backend that somebody else runs."""
+
+import asyncio
+import json
+
+import pytest
+
+from gateway.fleet.ask import AskError, asker
+from gateway.fleet.lanes import Fleet
+from gateway.fleet.poller import COUNTS, PLAIN, QUEUES, Pace, Poller, identify, read_counts
+from tests.doubles.canned import Canned, canned, ok
+from tests.doubles.wait import until
+
+DEBUG = ok(b'{"queues": [{"gpu_id": 1, "queued": 2, "running": 1}, {"gpu_id": 0, "queued": 0, "running": 1}]}')
+ALL = ok(
+    json.dumps(
+        {
+            "queues": [
+                {"gpu_id": 0, "queue_running": [], "queue_pending": [], "running_count": 0, "pending_count": 3},
+                {"gpu_id": 1, "queue_running": [], "queue_pending": [], "running_count": 1, "pending_count": 0},
+            ],
+            "total_running": 1,
+            "total_pending": 3,
+        }
+    ).encode()
+)
+PROMPT = ok(b'{"exec_info": {"queue_remaining": 7}}')
+STATS = ok(b'{"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu"}]}')
+QUICK = Pace(busy=0.01, idle=0.02, absent=0.01)
+
+
+def a_poller(server: Canned, fleet: Fleet, *, judges: bool = False, pace: Pace = QUICK) -> Poller:
+    return Poller(fleet, asker(server.url), lambda: False, judges=judges, pace=pace)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected", "asked"),
+    [
+        ({COUNTS: DEBUG, QUEUES: ALL, PLAIN: PROMPT}, [1, 3], [COUNTS]),
+        ({QUEUES: ALL, PLAIN: PROMPT}, [3, 1], [COUNTS, QUEUES]),
+        ({PLAIN: PROMPT}, [7, 0], [COUNTS, QUEUES, PLAIN]),
+        ({COUNTS: ok(b'{"mode": "single-gpu"}'), PLAIN: PROMPT}, [7, 0], [COUNTS, QUEUES, PLAIN]),
+    ],
+    ids=["counts", "queues", "plain ComfyUI", "one GPU"],
+)
+async def test_the_cheapest_route_that_there_is_fills_the_table(
+    answers: dict[str, bytes], expected: list[int], asked: list[str]
+):
+    """Routes are tried from the cheapest, and the one that worked is the only one asked from then on."""
+    fleet = Fleet(2)
+    fleet.backend_up()
+    async with canned(answers) as server:
+        poller = a_poller(server, fleet)
+        await poller.step()
+        assert [fleet.load(0), fleet.load(1)] == expected
+        assert server.asked == asked
+        await poller.step()
+        assert server.asked == [*asked, asked[-1]]
+
+
+async def test_a_backend_with_fewer_lanes_than_ports_gets_no_job_for_the_others():
+    """In front of a plain ComfyUI every submission of the front door is for GPU 0."""
+    fleet = Fleet(4)
+    fleet.backend_up()
+    async with canned({PLAIN: PROMPT}) as server:
+        await a_poller(server, fleet).step()
+    assert fleet.width == 1
+    assert {fleet.choose() for _ in range(8)} == {0}
+
+
+async def test_a_failed_look_changes_nothing():
+    """What was known stays known, and a backend that we supervise is not judged by it."""
+    fleet = Fleet(2)
+    fleet.backend_up()
+    async with canned({COUNTS: DEBUG}) as server:
+        poller = a_poller(server, fleet)
+        await poller.step()
+        server.answers.clear()
+        await poller.step()
+    await poller.step()
+    assert (fleet.up, fleet.load(0), fleet.load(1)) == (True, 1, 3)
+
+
+async def test_a_backend_that_is_down_is_not_asked():
+    """The supervisor says when there is somebody to ask."""
+    async with canned({COUNTS: DEBUG}) as server:
+        await a_poller(server, Fleet(2)).step()
+        assert server.asked == []
+
+
+async def test_somebody_elses_backend_comes_and_goes():
+    """Judging, the poller finds it, says what it is, and says when nothing listens any more."""
+    fleet = Fleet(2)
+    async with canned({PLAIN: PROMPT, "/system_stats": STATS}) as server:
+        poller = a_poller(server, fleet, judges=True)
+        await poller.step()
+        assert (fleet.up, fleet.body, fleet.devices) == (True, "comfyui 0.3.64", ("cpu",))
+    await poller.step()
+    assert not fleet.up
+    assert "Nothing listens on 127.0.0.1" in fleet.reason
+    assert fleet.retry_after > 0
+
+
+async def test_what_is_no_comfyui_does_not_count_as_up():
+    """Another program on the port is named as such."""
+    fleet = Fleet(1)
+    async with canned({}) as server:
+        await a_poller(server, fleet, judges=True).step()
+    assert not fleet.up
+    assert "no ComfyUI" in fleet.reason
+
+
+async def test_identify_is_content_with_little():
+    """A backend without usable statistics is still a backend."""
+    async with canned({PLAIN: PROMPT, "/system_stats": ok(b"{")}) as server:
+        assert await identify(asker(server.url)) == ("comfyui", [])
+    with pytest.raises(AskError):
+        await identify(asker(server.url))
+
+
+async def test_a_resting_poller_wakes_for_a_submission():
+    """With an hour between idle looks, a reservation brings one soon."""
+    fleet = Fleet(2)
+    fleet.backend_up()
+    answers = {COUNTS: ok(b'{"queues": [{"gpu_id": 0, "queued": 0, "running": 0}]}')}
+    async with canned(answers) as server, asyncio.TaskGroup() as tasks:
+        poller = tasks.create_task(a_poller(server, fleet, pace=Pace(busy=0.01, idle=3600)).run())
+        await until(lambda: len(server.asked) == 1)
+        fleet.reserve(0).accepted()
+        await until(lambda: fleet.load(0) == 0)
+        assert len(server.asked) >= 2
+        poller.cancel()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"queues": []}', b'{"queues": [{}]}', b'{"queues": 3}', b"<html>", b"\xff"]
+)
+@pytest.mark.parametrize("target", [COUNTS, QUEUES, PLAIN])
+def test_what_is_no_queue_is_not_taken_for_an_empty_one(target: str, body: bytes):
+    """Unknown must not look like idle."""
+    assert read_counts(target, body, 4) is None
+
+
+def test_lanes_beyond_ours_are_left_out():
+    """A backend with more lanes than the gateway has ports does not break the table."""
+    body = b'{"queues": [{"gpu_id": 2, "queued": 1, "running": 1}, {"gpu_id": 0, "queued": 1, "running": 0}, '
+    body += b'{"gpu_id": 1, "queued": 0, "running": 0}]}'
+    assert read_counts(COUNTS, body, 2) == [(0, 1), (0, 0)]

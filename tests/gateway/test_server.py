@@ -1,0 +1,124 @@
+"""Listening, draining and stopping."""
+
+import asyncio
+import socket
+
+import pytest
+
+from gateway.config import Timeouts
+from gateway.server import step_of
+from tests.doubles.http_backend import Peer
+from tests.doubles.http_client import raw, request
+from tests.doubles.http_stack import stack
+from tests.doubles.wait import until
+from tests.gateway.test_ws_bridge import echo_bytes, opened
+
+
+async def test_one_port_per_gpu_and_the_front_door():
+    """The addresses say which is which."""
+    async with stack() as made:
+        assert [bound.gpu for bound in made.server.bound] == [None, 0, 1, 2, 3]
+        assert made.server.ports == [bound.port for bound in made.server.bound]
+        for gpu in range(4):
+            async with made.client(gpu) as client:
+                await client.get("/")
+            assert made.backend.seen[-1].all("x-target-gpu") == [b"%d" % gpu]
+
+
+async def test_both_address_families():
+    """Several hosts mean several sockets per port; an IPv6 client is known by its address."""
+    async with stack(listen={"host": ("127.0.0.1", "::1")}) as made:
+        assert len(made.server.bound) == 10
+        assert len(made.server.ports) == 5
+        six = next(bound for bound in made.server.bound if bound.host == "::1" and bound.gpu == 1)
+        reader, writer = await asyncio.open_connection("::1", six.port)
+        writer.write(request("/", host=f"[::1]:{six.port}"))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        assert made.backend.seen[0].all("x-real-ip") == [b"::1"]
+
+
+async def test_a_busy_port_is_named():
+    """One line says which address cannot be had, and nothing is left listening."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            async with stack(listen={"gpu_ports": (0, port)}):
+                pass
+
+
+async def test_draining_lets_requests_finish():
+    """No new connection, idle ones closed, the answer in flight complete and the last."""
+    go = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await go.wait()
+        await peer.reply(b"done")
+
+    async with stack(script) as made, made.client() as busy, made.client() as idle:
+        await busy.send(request("/"))
+        await until(lambda: made.backend.seen)
+        await until(lambda: made.server.clients == 2)
+        drained = asyncio.get_running_loop().create_task(made.server.drain(5.0))
+        assert await idle.closed()
+        with pytest.raises(OSError, match=r"refused|Connect call failed"):
+            async with raw(made.port(0)):
+                pass
+        go.set()
+        got = await busy.answer()
+        assert (got.body, got.all("connection")) == (b"done", [b"close"])
+        await drained
+        assert not made.server.busy
+
+
+async def test_draining_says_goodbye_to_bridges():
+    """They get a Close frame with 1001 and end in order."""
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        assert await peer.reader.readexactly(8) == b"\x88\x82\0\0\0\0\x03\xe9"
+
+    async with stack(script) as made, made.client() as client:
+        await opened(client)
+        drained = asyncio.get_running_loop().create_task(made.server.drain(5.0))
+        assert await client.reader.readexactly(4) == b"\x88\x02\x03\xe9"
+        client.close()
+        await drained
+        assert not made.server.busy
+
+
+async def test_draining_has_an_end():
+    """What does not finish in time is ended by ``close``."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    async with stack(script) as made, made.client() as client:
+        await client.send(request("/"))
+        await until(lambda: made.backend.seen)
+        await made.server.drain(0.1)
+        assert made.server.busy
+        await made.server.close()
+        assert not made.server.busy
+        assert await client.closed()
+
+
+async def test_closing_ends_bridges_and_requests_at_once():
+    """Nothing is waited for."""
+    async with stack(echo_bytes) as made, made.client() as client, made.client() as other:
+        await opened(client)
+        await other.send(b"GET / HTTP/1.1\r\n")
+        await until(lambda: made.server.clients == 1)
+        await made.server.close()
+        assert await client.closed()
+        assert await other.closed()
+
+
+def test_deadlines_are_looked_at_often_enough():
+    """A quarter of the shortest time, but not all the time."""
+    assert step_of(Timeouts()) == 0.5
+    assert step_of(Timeouts(client_idle=0.2)) == 0.05

@@ -1,0 +1,180 @@
+"""The main job: a workflow goes in on any port and a picture comes out, on all GPUs at once."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.product import ROOT, Product
+from tests.doubles.prompts import sleeping, tiny
+from tests.doubles.wait import wait_until
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def readme_lines() -> str:
+    """The commands of the README's chapter, as a reader would copy them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    chapter = re.search(r"## Send a workflow, get a picture\n(.*?)\n## ", text, re.DOTALL)
+    assert chapter is not None
+    return "\n".join(line[4:] for line in chapter[1].splitlines() if line.startswith("    "))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("gpu", [0, 1, 2, 3])
+def test_the_readmes_lines_produce_a_picture_on_each_port(product: Product, tmp_path: Path, gpu: int):
+    """Copied as they stand, but for the port: the answer names the GPU, and a PNG lies in the folder."""
+    front, *ports = product.ports
+    script = readme_lines().replace(":8182", f":{ports[gpu]}").replace(":8180", f":{front}")
+    script = script.replace(".venv/bin/python", sys.executable)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf'"gpu_id": *{gpu}\b', done.stderr), done.stderr
+    assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
+    assert '"queue_running"' in done.stdout
+    assert "execution_success" in done.stdout
+
+
+def test_four_jobs_at_once_overlap_in_time(product: Product):
+    """One job on each port: at some moment all four run, each on the GPU of its port."""
+    front, *ports = product.ports
+    answers = [product.post(port, "/prompt", {"prompt": sleeping(2.0, color=gpu)}) for gpu, port in enumerate(ports)]
+    assert [answer.status for answer in answers] == [200] * 4, answers
+    assert [answer.json()["gpu_id"] for answer in answers] == [0, 1, 2, 3]
+
+    def running() -> list[int]:
+        return [queue["running_count"] for queue in product.ask(front, "/queue/all").json()["queues"]]
+
+    wait_until(lambda: running() == [1, 1, 1, 1], 20, "four jobs running at one moment")
+    wait_until(lambda: running() == [0, 0, 0, 0], 20, "all four done")
+
+
+def test_the_front_door_spreads_a_burst_evenly(product: Product):
+    """Eight submissions inside one look at the queues: two for each GPU."""
+    front = product.ports[0]
+    answers = [product.post(front, "/prompt", {"prompt": sleeping(0.5, color=1000 + n)}) for n in range(8)]
+    assert Counter(answer.json()["gpu_id"] for answer in answers) == {0: 2, 1: 2, 2: 2, 3: 2}
+    wait_until(lambda: product.ask(front, "/queue/all").json()["total_running"] == 0, 20, "all done")
+
+
+def test_a_burst_fills_the_gaps_first_and_then_spreads(product: Product):
+    """Twelve submissions at one moment while three GPUs have two jobs each: what they were missing, then evenly."""
+    front, *ports = product.ports
+    for gpu in range(3):
+        for n in range(2):
+            product.post(ports[gpu], "/prompt", {"prompt": sleeping(4.0, color=3000 + 10 * gpu + n)})
+    bodies = [{"prompt": sleeping(0.1, color=4000 + n)} for n in range(12)]
+
+    def seen() -> list[int]:
+        queues = product.ask(front, "/queue/all").json()["queues"]
+        return [queue["running_count"] + queue["pending_count"] for queue in queues]
+
+    lanes = [f'comfy_gateway_lane_load{{gpu="{gpu}"}}' for gpu in range(4)]
+    wait_until(lambda: [product.metric(lane) for lane in lanes] == [2, 2, 2, 0], 5, "the loads are known")
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda body: product.post(front, "/prompt", body), bodies))
+    # 6 jobs were there; 12 more make 18, which is 4 or 5 for each, and at least 4 new ones for the empty lane.
+    spread = Counter(answer.json()["gpu_id"] for answer in answers)
+    assert sum(spread.values()) == 12
+    assert 4 <= spread[3] <= 5, spread
+    assert all(2 <= spread[gpu] <= 3 for gpu in range(3)), spread
+    wait_until(lambda: sum(seen()) == 0, 30, "all done")
+
+
+def test_a_waiting_job_that_is_interrupted_has_a_history_and_a_deleted_one_has_none(product: Product):
+    """Whoever polls the history of a job that was stopped before it ran is told so; a queue's delete leaves nothing."""
+    port = product.ports[1]
+    ids = [
+        product.post(port, "/prompt", {"prompt": sleeping(30.0 if n == 0 else 1.0, color=5000 + n)}).json()["prompt_id"]
+        for n in range(3)
+    ]
+    assert product.post(port, "/interrupt", {"prompt_id": ids[1]}).status == 200
+    assert product.post(port, "/queue", {"delete": [ids[2]]}).status == 200
+    wait_until(lambda: ids[1] in product.ask(port, f"/history/{ids[1]}").json(), 20, "the stopped job's history")
+    status = product.ask(port, f"/history/{ids[1]}").json()[ids[1]]["status"]
+    assert status["status_str"] == "error"
+    assert "execution_interrupted" in [name for name, _ in status["messages"]]
+    assert product.ask(port, f"/history/{ids[2]}").json() == {}
+    running = product.ask(port, "/queue").json()["queue_running"]
+    assert [item[1] for item in running] == [ids[0]]
+    product.post(port, "/interrupt", {"prompt_id": ids[0]})
+    wait_until(lambda: ids[0] in product.ask(port, f"/history/{ids[0]}").json(), 20, "the first one stopped")
+
+
+def test_a_prefix_of_the_front_door_means_that_gpu(product: Product):
+    """/gpu2/prompt is the prompt of GPU 2, whatever the client's own header says."""
+    front = product.ports[0]
+    body = json.dumps({"prompt": tiny(7)}).encode()
+    answer = product.ask(front, "/gpu2/prompt", method="POST", body=body, headers={"X-TARGET-GPU": "0"})
+    assert (answer.status, answer.json()["gpu_id"]) == (200, 2)
+
+
+def test_a_wrong_prompt_is_refused_in_comfyuis_shape(product: Product):
+    """400 with error and node_errors, from the backend itself and unchanged."""
+    answer = product.post(product.ports[1], "/prompt", {"prompt": {"1": {"class_type": "NoSuchNode", "inputs": {}}}})
+    assert answer.status == 400
+    assert set(answer.json()) >= {"error", "node_errors"}
+    assert set(answer.json()["error"]) >= {"type", "message", "details", "extra_info"}
+
+
+def test_one_scrape_shows_gateway_and_backend(product: Product):
+    """After work on every port the numbers of both sides have moved, and Prometheus' lint is content."""
+    front, *ports = product.ports
+    before = [product.metric(f'comfy_gateway_requests_total{{gpu="{g}",kind="submit",status="200"}}') for g in range(4)]
+    for gpu, port in enumerate(ports):
+        assert product.post(port, "/prompt", {"prompt": tiny(gpu + 50)}).status == 200
+    wait_until(lambda: product.ask(front, "/queue/all").json()["total_running"] == 0, 20)
+    after = [product.metric(f'comfy_gateway_requests_total{{gpu="{g}",kind="submit",status="200"}}') for g in range(4)]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1, 1, 1]
+    text = product.ask(front, "/metrics").body
+    assert b"comfy_gateway_backend_scrape_ok 1.0\n" in text
+    assert b"comfy_gateway_backend_up 1.0\n" in text
+    names = re.findall(rb"^# TYPE (\S+) ", text, re.MULTILINE)
+    assert len(names) == len(set(names))
+    assert [name for name in names if not name.startswith(b"comfy_gateway_")], "nothing of the backend's"
+    if shutil.which("promtool"):
+        lint = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+        assert (lint.returncode, lint.stdout, lint.stderr) == (0, b"", b"")
+
+
+def test_health_is_quick_and_says_what_the_backend_is(product: Product):
+    """The front door's own knowledge: body, number of GPUs, healthy."""
+    told = product.ask(product.ports[0], "/health").json()
+    assert told["status"] == "healthy"
+    assert told["backend"].startswith("embedded ")
+    assert told["total_instances"] == 4
+
+
+def test_many_clients_at_once_each_get_their_own_answer(product: Product):
+    """Forty submissions from ten threads over all ports: every id is its own, and every history has its picture."""
+    _, *ports = product.ports
+    ids: list[tuple[int, str]] = []
+    lock = threading.Lock()
+
+    def client(number: int) -> None:
+        for turn in range(4):
+            port = ports[(number + turn) % 4]
+            answer = product.post(port, "/prompt", {"prompt": tiny(number * 10 + turn + 5000)})
+            with lock:
+                ids.append((port, answer.json()["prompt_id"]))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({job for _, job in ids}) == 40
+    for port, job in ids:
+        wait_until(lambda port=port, job=job: job in product.ask(port, f"/history/{job}").json(), 30, job)
+        outputs = product.ask(port, f"/history/{job}").json()[job]["outputs"]
+        assert outputs["2"]["images"], job
