@@ -5,12 +5,12 @@ Pure but for the reading of the one file. Prints nothing: the command line does.
 
 from pathlib import Path
 
-from gateway.config_load import Problem, read
+from gateway.config_load import Change, Problem, read, unchanged
 
 
-def check(path: str | Path) -> list[Problem]:
-    """Everything to say about a configuration file, by line; empty when there is nothing."""
-    return read(path)[1]
+def check(path: str | Path, change: Change = unchanged) -> list[Problem]:
+    """Everything to say about a configuration file, by line; ``change`` as for ``read``. Empty: nothing."""
+    return read(path, change)[1]
 
 
 def failed(problems: list[Problem]) -> bool:

@@ -50,13 +50,7 @@ def effective(config: Config, args: argparse.Namespace, rest: Sequence[str], env
 
     Raises ``ValueError`` with a line for the user.
     """
-    gpus = args.gpus
-    if gpus is None and (text := env.get("COMFY_NUM_GPUS", "").strip()):
-        if not (text.isascii() and text.isdigit()):
-            raise ValueError(f"COMFY_NUM_GPUS is {text!r}; it must be a whole number")
-        gpus = int(text)
-    if gpus is not None:
-        config = with_gpus(config, gpus)
+    config = of_size(config, args.gpus, env)
     backend = config.backend
     return replace(
         config,
@@ -70,10 +64,26 @@ def effective(config: Config, args: argparse.Namespace, rest: Sequence[str], env
     )
 
 
+def of_size(config: Config, gpus: int | None, env: Mapping[str, str]) -> Config:
+    """The configuration for as many GPUs as the command line says, else ``COMFY_NUM_GPUS``, else itself.
+
+    Raises ``ValueError`` with a line for the user.
+    """
+    if gpus is None and (text := env.get("COMFY_NUM_GPUS", "").strip()):
+        if not (text.isascii() and text.isdigit()):
+            raise ValueError(f"COMFY_NUM_GPUS is {text!r}; it must be a whole number")
+        gpus = int(text)
+    return config if gpus is None else with_gpus(config, gpus)
+
+
 def _check(file: Path) -> int:
     from gateway.check import check, failed, render  # noqa: PLC0415 (see the module's first lines)
 
-    problems = check(file)
+    try:
+        problems = check(file, lambda config: of_size(config, None, os.environ))
+    except ValueError as error:
+        print(f"comfy-gateway: {error}", file=sys.stderr)
+        return EXIT_FAILED
     bad = failed(problems)
     print(render(file, problems), file=sys.stderr if bad else sys.stdout)
     return EXIT_FAILED if bad else EXIT_OK
@@ -83,10 +93,12 @@ def _up(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from gateway.app import StartError, run  # noqa: PLC0415
     from gateway.config_load import ConfigError, load  # noqa: PLC0415
 
+    def change(config: Config) -> Config:
+        return effective(config, args, rest, os.environ)
+
     file = args.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     try:
-        config, warnings = load(file) if file is not None else (Config(), [])
-        config = effective(config, args, rest, os.environ)
+        config, warnings = load(file, change) if file is not None else (change(Config()), [])
         run(config, os.environ, [str(warning) for warning in warnings])
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -251,6 +251,8 @@ def with_gpus(config: Config, n: int) -> Config:
     """
     if not 1 <= n <= MOST_GPUS:
         raise ValueError(f"the number of GPUs is 1 to {MOST_GPUS}, not {n}")
+    if not config.listen.gpu_ports:
+        raise ValueError("[listen] gpu_ports is empty: the first port must be known")
     ports = config.listen.gpu_ports[:n]
     last = ports[-1]
     ports += tuple(last + i if last else 0 for i in range(1, n - len(ports) + 1))
@@ -260,6 +262,4 @@ def with_gpus(config: Config, n: int) -> Config:
             f"{n} GPUs would need the ports {ports[0]} to {ports[-1]}, which pass 65535 or meet each other "
             f"or front_port {config.listen.front_port}; set [listen] gpu_ports"
         )
-    if config.backend.devices and len(config.backend.devices) != n:
-        raise ValueError(f"[backend] devices names {len(config.backend.devices)} devices for {n} GPUs")
     return replace(config, listen=replace(config.listen, gpu_ports=ports))

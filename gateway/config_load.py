@@ -6,6 +6,7 @@ Owns the walk over tables and keys. The file is read in one function, ``read``; 
 
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path as File
 from typing import Any, get_args, get_origin, get_type_hints
@@ -63,16 +64,31 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def load(path: str | File) -> tuple[Config, list[Problem]]:
-    """Read a file; return its config and the warnings about it, or raise ``ConfigError`` with every problem."""
-    config, problems = read(path)
+Change = Callable[[Config], Config]
+"""What comes on top of a file (environment, command line); raises ``ValueError`` with a line for the user."""
+
+
+def unchanged(config: Config) -> Config:
+    """Nothing comes on top of the file."""
+    return config
+
+
+def load(path: str | File, change: Change = unchanged) -> tuple[Config, list[Problem]]:
+    """Read a file; return its config and the warnings about it, or raise ``ConfigError`` with every problem.
+
+    What is returned, and judged, is the config after ``change``, whose ``ValueError`` passes through.
+    """
+    config, problems = read(path, change)
     if config is None:
         raise ConfigError(problems)
     return config, problems
 
 
-def read(path: str | File) -> tuple[Config | None, list[Problem]]:
-    """Read a file; return its config, ``None`` when it has errors, and everything to say about it by line."""
+def read(path: str | File, change: Change = unchanged) -> tuple[Config | None, list[Problem]]:
+    """Read a file; return its config, ``None`` when it has errors, and everything to say about it by line.
+
+    ``change`` as for ``load``.
+    """
     name = str(path)
     try:
         with File(path).open("rb") as file:
@@ -87,10 +103,12 @@ def read(path: str | File) -> tuple[Config | None, list[Problem]]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         return None, [Problem(name, line, "", "is not UTF-8 from here on")]
-    return parse(text, name)
+    return parse(text, name, change)
 
 
-def parse(text: str, name: str = "config.toml") -> tuple[Config | None, list[Problem]]:
+def parse(
+    text: str, name: str = "config.toml", change: Change = unchanged
+) -> tuple[Config | None, list[Problem]]:
     """The same for text that is already here; ``name`` stands in the messages."""
     try:
         document = tomllib.loads(text)
@@ -101,7 +119,7 @@ def parse(text: str, name: str = "config.toml") -> tuple[Config | None, list[Pro
         what = "nests brackets too deep" if isinstance(error, RecursionError) else "holds a number that is too long"
         return None, [Problem(name, 0, "", what)]
     walk = _Walk()
-    config = walk.table(Config, Config(), document, ())
+    config = _changed(walk.table(Config, Config(), document, ()), change, sound=not walk.wrong)
     lines = locate(text)
     problems = [
         Problem(name, line_of(lines, path), _shown(path, document), message) for path, message in walk.wrong.items()
@@ -113,6 +131,15 @@ def parse(text: str, name: str = "config.toml") -> tuple[Config | None, list[Pro
     ]
     problems.sort(key=lambda problem: problem.line)
     return (None if any(not problem.warning for problem in problems) else config), problems
+
+
+def _changed(config: Config, change: Change, *, sound: bool) -> Config:
+    try:
+        return change(config)
+    except ValueError:
+        if sound:
+            raise
+        return config  # defaults stand where the file could not be read, and the change may not fit those
 
 
 class _Walk:

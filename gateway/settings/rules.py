@@ -113,7 +113,7 @@ def _devices(config: Config) -> Iterator[Finding]:
     devices, gpus = len(config.backend.devices), config.gpus
     if devices and devices != gpus:
         paths = (("backend", "devices"), ("listen", "gpu_ports"))
-        yield Finding(paths, f"names {devices} devices, but [listen] gpu_ports has {gpus} ports")
+        yield Finding(paths, f"names {devices} for {gpus} GPUs: one per port, or as COMFY_NUM_GPUS or --gpus says")
 
 
 def _sizes(config: Config) -> Iterator[Finding]:

@@ -50,6 +50,48 @@ def test_a_number_of_gpus_that_is_none_is_named(text: str):
         effective(Config(), asked(), [], {"COMFY_NUM_GPUS": text})
 
 
+TWO_DEVICES = "[listen]\ngpu_ports = [8181, 8182, 8183, 8184]\n[backend]\ndevices = ['cpu', 'cpu']\n"
+
+
+def test_the_file_is_judged_with_what_comes_on_top_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Two devices and four ports contradict each other, and no longer when two GPUs are asked for."""
+    file = tmp_path / "config.toml"
+    file.write_text(TWO_DEVICES, encoding="utf-8")
+    started: list[Config] = []
+    monkeypatch.setattr("gateway.app.run", lambda config, env, warnings: started.append(config))
+    monkeypatch.delenv("COMFY_NUM_GPUS", raising=False)
+    up = ["up", "--config", str(file)]
+
+    assert main(up) == 1
+    assert f"{file}:4: [backend] devices: names 2 for 4 GPUs" in capsys.readouterr().err
+    assert main([*up, "--gpus", "3"]) == 1
+    assert f"{file}:4: [backend] devices: names 2 for 3 GPUs" in capsys.readouterr().err
+    assert not started
+
+    assert main([*up, "--gpus", "2"]) == 0
+    monkeypatch.setenv("COMFY_NUM_GPUS", "2")
+    assert main(up) == 0
+    assert [config.listen.gpu_ports for config in started] == [(8181, 8182)] * 2
+    assert main(["check", str(file)]) == 0
+
+
+def test_a_wrong_number_of_gpus_does_not_hide_what_is_wrong_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Where the file cannot be read whole, its own lines come first; where it can, the variable is named."""
+    file = tmp_path / "config.toml"
+    monkeypatch.setenv("COMFY_NUM_GPUS", "70")
+    file.write_text("[listen]\nprot = 1\n", encoding="utf-8")
+    assert main(["check", str(file)]) == 1
+    assert f"{file}:2: [listen] prot" in capsys.readouterr().err
+    file.write_text("[listen]\nfront_port = 9000\n", encoding="utf-8")
+    for command in (["check", str(file)], ["up", "--config", str(file)]):
+        assert main(command) == 1
+        assert "1 to 64, not 70" in capsys.readouterr().err
+
+
 def test_check_says_ok_and_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """A good file is one line on stdout."""
     file = tmp_path / "config.toml"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.config import Backend, Config, Listen, with_gpus
+from gateway.config import Config, Listen, with_gpus
 
 
 def test_defaults() -> None:
@@ -37,6 +37,7 @@ def test_other_numbers_of_gpus(ports: tuple[int, ...], n: int, result: tuple[int
     ("listen", "n", "says"),
     [
         (Listen(), 0, "1 to 64, not 0"),
+        (Listen(gpu_ports=()), 2, "gpu_ports is empty"),
         (Listen(), 65, "1 to 64, not 65"),
         (Listen(gpu_ports=(65535,)), 2, "pass 65535"),
         (Listen(gpu_ports=(8181,), front_port=8183), 3, "front_port 8183"),
@@ -47,9 +48,3 @@ def test_no_such_config(listen: Listen, n: int, says: str) -> None:
     """Ports that do not exist or meet others are one line for the user."""
     with pytest.raises(ValueError, match=says):
         with_gpus(Config(listen=listen), n)
-
-
-def test_devices_must_fit() -> None:
-    """A list of devices for another number of GPUs is an error, not a guess."""
-    with pytest.raises(ValueError, match="names 4 devices for 2 GPUs"):
-        with_gpus(Config(backend=Backend(devices=("cpu",) * 4)), 2)

@@ -110,7 +110,7 @@ def test_all_problems_at_once() -> None:
 def test_contradictions_have_lines_too() -> None:
     """What only shows in two settings together is named where the first of them stands."""
     assert said("[backend]\n\ndevices = ['cpu']\n[listen]\nfront_port = 8181") == [
-        "config.toml:3: [backend] devices: names 1 devices, but [listen] gpu_ports has 4 ports",
+        "config.toml:3: [backend] devices: names 1 for 4 GPUs: one per port, or as COMFY_NUM_GPUS or --gpus says",
         "config.toml:5: [listen] front_port: port 8181 is that of GPU 0 as well",
     ]
 

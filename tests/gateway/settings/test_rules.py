@@ -31,7 +31,7 @@ def test_defaults_are_in_order() -> None:
         ("listen", {"gpu_ports": (8187, 8188)}, "would call itself"),
         ("listen", {"host": ()}, "at least one address"),
         ("listen", {"host": ("127.0.0.1", "127.0.0.1")}, "twice"),
-        ("backend", {"devices": ("cpu",)}, "names 1 devices, but [listen] gpu_ports has 4"),
+        ("backend", {"devices": ("cpu",)}, "names 1 for 4 GPUs"),
         ("backend", {"restart_min": 60.0}, "larger than restart_max"),
         ("limits", {"request_line": 1 << 20}, "larger than head"),
         ("limits", {"idle_connections": 300}, "larger than pool_connections"),
