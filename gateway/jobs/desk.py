@@ -119,10 +119,10 @@ class Desk:
         return self.recovery.recovered
 
     @property
-    def written(self) -> tuple[int, int, float]:
-        """Changes written, commits, and seconds spent in them."""
+    def written(self) -> tuple[int, int, float, int]:
+        """Changes written, commits, seconds spent in them, and changes and reads that failed."""
         stats = self.journal.store.stats
-        return stats.written, stats.commits, stats.seconds
+        return stats.written, stats.commits, stats.seconds, stats.errors
 
     # For requests
 

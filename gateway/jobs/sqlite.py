@@ -152,6 +152,7 @@ class SQLiteStore:
         try:
             return await self._loop.run_in_executor(self._reads, read)
         except sqlite3.Error as error:
+            self.stats.errors += 1
             raise StoreError(f"the journal cannot be read: {error}") from error
 
     def _committed(self, writes: Sequence[_Write], broken: Exception | None, seconds: float) -> None:
@@ -161,6 +162,7 @@ class SQLiteStore:
         for write in writes:
             error = write.failed or (StoreError(f"the journal cannot be written: {broken}") if broken else None)
             self.stats.written += error is None
+            self.stats.errors += isinstance(error, StoreError)
             if write.done is not None and not write.done.cancelled():
                 if error is None:
                     write.done.set_result(None)

@@ -29,6 +29,8 @@ class StoreStats:
     """Times that durability was waited for; many changes share one (fsyncs, for a driver on files)."""
     seconds: float = 0.0
     """Spent waiting for durability."""
+    errors: int = 0
+    """Changes and reads that could not be done; a refused duplicate is none."""
 
 
 class Store(Protocol):

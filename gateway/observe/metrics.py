@@ -67,7 +67,7 @@ class JobsView(Protocol):
     def recovered(self) -> int: ...
 
     @property
-    def written(self) -> tuple[int, int, float]: ...
+    def written(self) -> tuple[int, int, float, int]: ...
 
 
 class _Durations:
@@ -246,13 +246,14 @@ class Metrics:
 def _job_families(jobs: JobsView) -> Iterator[Metric]:
     counts = {(state,): count for state, count in jobs.job_counts().items()}
     moves = {(state,): count for state, count in jobs.job_moves().items()}
-    written, commits, seconds = jobs.written
+    written, commits, seconds, errors = jobs.written
     yield _gauge("jobs", "Jobs that the journal remembers, by the state they are in.", counts, "state")
     yield _counter("job_moves", "Jobs that have entered a state since the gateway started.", moves, "state")
     yield _counter("jobs_recovered", "Jobs put into a queue again after a backend's death.", {(): jobs.recovered})
     yield _counter("journal_writes", "Changes written to the journal.", {(): written})
     yield _counter("journal_commits", "Commits of the journal: one fsync each, for many changes.", {(): commits})
     yield _counter("journal_commit_seconds", "Seconds spent in commits of the journal.", {(): seconds})
+    yield _counter("journal_errors", "Changes to and reads of the journal that failed.", {(): errors})
 
 
 class _Exposition(Collector):

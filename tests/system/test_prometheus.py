@@ -22,6 +22,7 @@ def test_a_real_prometheus_collects_both_sides(product: Product, tmp_path: Path)
     adapted = shipped.replace(":8180", f":{product.ports[0]}").replace("15s", "1s").replace("10s", "1s")
     config = tmp_path / "prometheus.yml"
     config.write_text(adapted, encoding="utf-8")
+    shutil.copy(ROOT / "deploy" / "prometheus" / "rules.yml", tmp_path)
     assert product.post(product.ports[1], "/prompt", {"prompt": tiny(9)}).status == 200
     (port,) = pick_ports(1)
     with (tmp_path / "log").open("wb") as log:
@@ -45,6 +46,10 @@ def test_a_real_prometheus_collects_both_sides(product: Product, tmp_path: Path)
         wait_until(lambda: ask('up{job="comfy-gateway"} == 1'), 40, (tmp_path / "log").read_text(encoding="utf-8"))
         wait_until(lambda: ask('comfy_gateway_requests_total{kind="submit"} > 0'), 20, "the gateway's metrics")
         wait_until(lambda: ask('comfy_backend_jobs_total{gpu="0",outcome="success"} > 0'), 20, "the backend's metrics")
+        groups = json.loads(product.ask(port, "/api/v1/rules").body)["data"]["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        assert len(rules) > 10
+        assert not [rule["name"] for rule in rules if rule.get("lastError")]
     finally:
         server.terminate()
         server.wait(20)

@@ -60,6 +60,7 @@ async def test_a_write_that_fails_is_told_and_the_next_succeeds(tmp_path: Path):
     await store.change(job(1), entry=b"made up for")
     with pytest.raises(StoreError):
         await store.add(job(2), b"")
+    assert store.stats.errors >= 1
     other.execute("ROLLBACK")
     other.close()
     await store.add(job(3), b"")

@@ -24,7 +24,7 @@ def used() -> Metrics:
     metrics.watch_pool(SimpleNamespace(busy=1, idle=2, waiting=3, opened_total=4))
     metrics.watch_limiter(lambda: 17)
     jobs = SimpleNamespace(
-        job_counts=lambda: {"queued": 3}, job_moves=lambda: {"failed": 2}, recovered=8, written=(40, 9, 0.5)
+        job_counts=lambda: {"queued": 3}, job_moves=lambda: {"failed": 2}, recovered=8, written=(40, 9, 0.5, 3)
     )
     metrics.watch_jobs(jobs)
     metrics.in_flight = 5
