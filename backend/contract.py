@@ -7,7 +7,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from backend.faults import Fault
+
 GPU_HEADER: Final = "X-TARGET-GPU"
+RETRY_AFTER: Final = 5
+"""Seconds that a client is told to wait when its GPU takes no jobs: about what a new process needs."""
 READY_PREFIX: Final = "BACKEND-READY "
 """A backend prints this, then one JSON object (see ``Ready``), on one line of stdout once it can take jobs."""
 
@@ -39,6 +43,12 @@ def parse_gpu(values: list[str], gpus: int) -> int | None:
     if gpu >= gpus:
         raise BadGpuHeader(f"{GPU_HEADER} is {gpu}; this backend has GPUs 0 to {gpus - 1}")
     return gpu
+
+
+def queue_line(gpu: int, running: int, waiting: int, fault: Fault | None) -> dict[str, object]:
+    """A lane's entry in ``GET /debug/queues``; ``faulted``, if there, says why it takes no jobs."""
+    line: dict[str, object] = {"gpu_id": gpu, "queued": waiting, "running": running}
+    return line if fault is None else {**line, "faulted": fault.reason}
 
 
 @dataclass(frozen=True)

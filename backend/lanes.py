@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from backend.faults import Fault
 from backend.histogram import Histogram, HistogramView
 
 Outcome = Literal["success", "error", "interrupted", "deleted"]
@@ -40,7 +41,7 @@ class LaneSnapshot:
     cache_hits: int
     model_loads: int
     model_unloads: int
-    faulted: bool
+    fault: Fault | None
 
 
 class LaneStats:
@@ -62,7 +63,7 @@ class LaneStats:
         self._cache_hits = 0
         self._model_loads = 0
         self._model_unloads = 0
-        self._faulted = False
+        self._fault: Fault | None = None
         self._reported_jobs = 0
         self._reported_at: float | None = None
 
@@ -115,10 +116,15 @@ class LaneStats:
         with self._lock:
             self._model_unloads += 1
 
-    def fault(self) -> None:
-        """The lane's device broke; only a new process can use it again."""
+    def fault(self, fault: Fault) -> None:
+        """The lane can work no more; the first reason stands."""
         with self._lock:
-            self._faulted = True
+            self._fault = self._fault or fault
+
+    @property
+    def broken(self) -> Fault | None:
+        """Why the lane can work no more, if it cannot."""
+        return self._fault
 
     def snapshot(self) -> LaneSnapshot:
         with self._lock:
@@ -134,7 +140,7 @@ class LaneStats:
                 cache_hits=self._cache_hits,
                 model_loads=self._model_loads,
                 model_unloads=self._model_unloads,
-                faulted=self._faulted,
+                fault=self._fault,
             )
 
     def report_due(self, now: float) -> bool:

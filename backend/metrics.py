@@ -89,12 +89,12 @@ def _failures(rows: Sequence[Row]) -> Iterator[Metric]:
         labels=["gpu", "recovered"],
     )
     faulted = GaugeMetricFamily(
-        "comfy_backend_lane_faulted", "1 when the lane's device broke and needs a new process.", labels=["gpu"]
+        "comfy_backend_lane_faulted", "1 when the lane can work no more: its device or worker broke.", labels=["gpu"]
     )
     for gpu, now in rows:
         oom.add_metric([gpu, "true"], now.oom_recovered)
         oom.add_metric([gpu, "false"], now.oom_failed)
-        faulted.add_metric([gpu], float(now.faulted))
+        faulted.add_metric([gpu], float(now.fault is not None))
     yield oom
     yield faulted
 

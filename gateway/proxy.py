@@ -19,7 +19,7 @@ from gateway.errors import (
     RATE_LIMITED,
     GatewayError,
 )
-from gateway.fleet.lanes import Reservation
+from gateway.fleet.lanes import RETRY_AFTER, Reservation
 from gateway.jobs.desk import Handler as DeskHandler
 from gateway.jobs.incoming import Incoming
 from gateway.request import Kind, Request, classify, split_prefix
@@ -38,6 +38,8 @@ _log = logging.getLogger("gateway.proxy")
 
 # A path on the same host, not the address of another (RFC 9110 §10.2.2).
 _LOCATION = re.compile(rb"(\r\nlocation:[ \t]*)(/(?!/))", re.IGNORECASE)
+# What is still answered for a GPU that takes no jobs: what became of those that it had.
+_RESULTS: Final = re.compile(rb"(?:/api)?/(?:history|view)(?![^/?])")
 
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ALLOW: Final = ((b"Allow", _METHODS),)
@@ -147,6 +149,8 @@ class ProxiedRequest(Exchange):
         if not fleet.up and self._desk is None:
             text = "The backend is not available."
             raise GatewayError(BACKEND_UNAVAILABLE, text, fleet.reason, retry_after=fleet.retry_after)
+        if self._desk is None and (fault := fleet.fault(gpu)) and not _RESULTS.match(self._target):
+            raise GatewayError(BACKEND_UNAVAILABLE, fault, "The backend starts again.", retry_after=RETRY_AFTER)
         if gpu is None and kind is Kind.SUBMIT:
             gpu = self._gpu = fleet.choose()
             self._label = proxy.labels[gpu]

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from backend.contract import RETRY_AFTER, queue_line
 from backend.embedded import validation
 from backend.embedded.engine import Engine
 from backend.embedded.http import body_of, gpu_of, refuse
@@ -45,6 +46,12 @@ class JobRoutes:
         return web.json_response({"exec_info": {"queue_remaining": remaining}})
 
     async def post_prompt(self, request: web.Request) -> web.Response:
+        lane = self._engine.lanes[gpu_of(request) or 0]
+        if (fault := lane.stats.broken) is not None:
+            message = f"GPU {lane.index} takes no jobs: {fault.reason}."
+            refusal = refuse(503, "gpu_unavailable", message, "The backend starts again.")
+            refusal.headers["Retry-After"] = str(RETRY_AFTER)
+            return refusal
         body = await body_of(request)
         if "prompt" not in body:
             return refuse(400, "no_prompt", "No prompt provided", "No prompt provided")
@@ -71,7 +78,7 @@ class JobRoutes:
             prompt=body["prompt"],
             extra_data=extra,
             outputs=verdict.outputs,
-            lane=gpu_of(request) or 0,
+            lane=lane.index,
         )
         self._jobs.submit(job)
         return web.json_response(
@@ -119,7 +126,7 @@ class JobRoutes:
         queues = []
         for lane in self._engine.lanes:
             running, waiting = self._jobs.view(lane.index)
-            queues.append({"gpu_id": lane.index, "queued": len(waiting), "running": len(running)})
+            queues.append(queue_line(lane.index, len(running), len(waiting), lane.stats.broken))
         return web.json_response({"queues": queues})
 
     async def post_queue(self, request: web.Request) -> web.Response:

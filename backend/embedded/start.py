@@ -1,6 +1,7 @@
 """Runs the embedded engine on a listening socket until it is told to stop."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from backend.embedded.api_info import MAX_UPLOAD, InfoRoutes
 from backend.embedded.api_jobs import JobRoutes
 from backend.embedded.engine import CannotStart, Engine, build
 from backend.embedded.http import middleware
+from backend.faults import before_leaving
 from backend.lanes import Lane
 from backend.options import Options
 from backend.ready import announce
@@ -47,8 +49,18 @@ async def _serve(options: Options, listening: socket.socket) -> tuple[int, bool]
         if not ended.done():
             ended.set_result(code)
 
+    leaving: list[asyncio.Task[None]] = []
+
     def fault(lane: Lane) -> None:
-        loop.call_soon_threadsafe(loop.call_later, FAULT_GRACE, end, EXIT_DEVICE_FAULT)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is leaving
+            loop.call_soon_threadsafe(lambda: leaving.append(loop.create_task(leave(lane), name="lane broke")))
+
+    async def leave(lane: Lane) -> None:
+        broken = lane.stats.broken
+        if broken is not None:
+            log.error("lane %d takes no jobs: %s; this process has to be replaced", lane.index, broken.reason)
+            await before_leaving(broken, lambda: others_run(engine), FAULT_GRACE)
+            end(EXIT_DEVICE_FAULT)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, EXIT_OK)
@@ -74,6 +86,11 @@ async def _serve(options: Options, listening: socket.socket) -> tuple[int, bool]
     await engine.hub.close()
     await runner.cleanup()
     return code, await asyncio.to_thread(engine.stop, WORKERS_STOP)
+
+
+def others_run(engine: Engine) -> bool:
+    """Whether a lane that is not broken is at a job."""
+    return any(engine.jobs.running(lane.index) for lane in engine.lanes if lane.stats.broken is None)
 
 
 async def _warm(engine: Engine, ended: asyncio.Future[int]) -> bool:

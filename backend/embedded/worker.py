@@ -15,6 +15,7 @@ from backend import context
 from backend.embedded.executor import Attempt, Events, Executor, Failure
 from backend.embedded.jobs import Free, Job, Jobs
 from backend.embedded.store import ModelStore
+from backend.faults import device_broken, worker_ended
 from backend.lanes import Failure as Kind
 from backend.lanes import Lane, OomLadder, Outcome, Step, classify
 
@@ -22,7 +23,7 @@ log = logging.getLogger("backend.embedded.worker")
 
 
 class Worker:
-    """The thread of one lane. ``on_fault`` is called once, from it, when the lane's device broke."""
+    """The thread of one lane. ``on_fault`` is called once, from it, when its device broke or it ends unasked."""
 
     def __init__(
         self, lane: Lane, jobs: Jobs, models: ModelStore, make_executor: Callable[[], Executor], events: Events,
@@ -68,7 +69,15 @@ class Worker:
                 self.refused = f"lane {self.lane.index} on {self.lane.device}: {error}"
             self._ready()
             if self.refused is None:
-                self._work()
+                self._live()
+
+    def _live(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 (told where it is seen: a lane without its worker runs nothing)
+            self.lane.stats.fault(worker_ended(type(error).__name__))
+        if self.lane.stats.broken is not None:
+            self._on_fault(self.lane)
 
     def _warm(self) -> None:
         # One thread per lane: the sums' order, and so the bytes of a picture, never depend on how many lanes run.
@@ -88,15 +97,20 @@ class Worker:
 
     def _work(self) -> None:
         while (work := self._jobs.take(self.lane.index)) is not None:
-            if isinstance(work, Free):
-                self._free(work)
-                continue
-            with context.in_job(work.prompt_id):
-                if self._job(work) is Step.FAULT:
-                    self._on_fault(self.lane)
+            try:
+                if self._do(work) is Step.FAULT:
                     return
+            except Exception:
+                log.exception("lane %d: %s could not be ended", self.lane.index, type(work).__name__)
             if self.lane.stats.report_due(time.monotonic()):
                 log.info("%s", self.lane.line())
+
+    def _do(self, work: Job | Free) -> Step | None:
+        if isinstance(work, Free):
+            self._free(work)
+            return None
+        with context.in_job(work.prompt_id):
+            return self._job(work)
 
     def _free(self, work: Free) -> None:
         if work.outputs:
@@ -147,7 +161,7 @@ class Worker:
         step = self._ladder.failed(job.prompt_id, kind)
         if kind is Kind.FAULT:
             log.error("lane %d: the device %s is broken: %s", self.lane.index, self.lane.device, failure.error)
-            self.lane.stats.fault()
+            self.lane.stats.fault(device_broken(self.lane.device))
         return step
 
     def _end(self, job: Job, attempt: Attempt, messages: "_Messages") -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from backend import devices
 from backend.contract import EXIT_DEVICE_FAULT, EXIT_OK, EXIT_PORT_IN_USE, EXIT_USAGE, Ready
+from backend.faults import before_leaving
 from backend.lanes import Lane
 from backend.options import Options
 from backend.overlay import comfy, fingerprints, ready, routing, scan, selftest, versions, warmup
@@ -27,7 +28,7 @@ log = logging.getLogger("backend.overlay")
 
 WAY_OUT: Final = "COMFY_MULTI_GPU_SCHED=0 runs plain ComfyUI on one GPU"
 FLUSH_SECONDS: Final = 1.0
-"""After a device fault, so that its job's error still reaches the client."""
+"""After a lane broke, so that its job's error still reaches the client."""
 
 
 def run(checkout: comfy.Checkout, options: Options) -> int:
@@ -115,6 +116,7 @@ def _serve(main: Any, state: State, checkout: comfy.Checkout, options: Options, 
 async def _until_stopped(state: State, start_all: Any, line: Ready, options: Options) -> int:
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()
+    leaving: list[asyncio.Task[None]] = []
 
     def stop(code: int) -> None:
         if not stopped.done():
@@ -126,7 +128,16 @@ async def _until_stopped(state: State, start_all: Any, line: Ready, options: Opt
         stop(EXIT_OK)
 
     def fault(lane: int) -> None:
-        loop.call_soon_threadsafe(loop.call_later, FLUSH_SECONDS, stop, EXIT_DEVICE_FAULT)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is leaving
+            loop.call_soon_threadsafe(lambda: leaving.append(loop.create_task(leave(lane), name=f"lane {lane} broke")))
+
+    async def leave(lane: int) -> None:
+        broken = state.lanes[lane].stats.broken
+        if broken is not None:
+            log.error("[GPU %d] takes no jobs: %s; this process has to be replaced", lane, broken.reason)
+            others = [queue for queue in state.queues.lanes if queue.lane.stats.broken is None]
+            await before_leaving(broken, lambda: any(queue.currently_running for queue in others), FLUSH_SECONDS)
+            stop(EXIT_DEVICE_FAULT)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):

@@ -13,7 +13,9 @@ from aiohttp import web
 
 from backend import metrics
 from backend.context import in_lane
-from backend.contract import GPU_HEADER, BadGpuHeader, parse_gpu
+from backend.contract import GPU_HEADER, RETRY_AFTER, BadGpuHeader, parse_gpu, queue_line
+from backend.faults import Fault
+from backend.lanes import Lane
 from backend.overlay.state import State
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -34,6 +36,14 @@ def refusal(message: str) -> web.Response:
     return web.json_response({"error": error, "node_errors": {}}, status=400)
 
 
+def unavailable(lane: Lane, fault: Fault) -> web.Response:
+    """503 in the same shape: the lane takes no jobs any more."""
+    message = f"GPU {lane.index} takes no jobs: {fault.reason}."
+    error = {"type": "gpu_unavailable", "message": message, "details": "The backend starts again.", "extra_info": {}}
+    body = {"error": error, "node_errors": {}}
+    return web.json_response(body, status=503, headers={"Retry-After": str(RETRY_AFTER)})
+
+
 def middleware(state: State) -> Any:
     """Runs every handler in the context of the lane that the request names; adds ``gpu_id`` where it is promised."""
 
@@ -46,6 +56,8 @@ def middleware(state: State) -> Any:
         call = (request.method, path_of(request))
         if call == ("POST", "/prompt"):
             lane = 0 if lane is None else lane
+            if (fault := state.lanes[lane].stats.broken) is not None:
+                return unavailable(state.lanes[lane], fault)
             return await _with_gpu(handler, request, lane)
         if call == ("GET", "/queue") and lane is not None:
             return await _with_gpu(handler, request, lane)
@@ -141,11 +153,10 @@ def install(state: State, server: Any) -> None:
 
     @server.routes.get("/debug/queues")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _debug_queues(request: web.Request) -> web.Response:
-        lengths = [
-            {"gpu_id": entry["gpu_id"], "queued": entry["pending_count"], "running": entry["running_count"]}
-            for entry in queue_all(state)["queues"]
-        ]
-        return web.json_response({"queues": lengths})
+        return web.json_response({"queues": [
+            queue_line(lane.index, entry["running_count"], entry["pending_count"], lane.stats.broken)
+            for lane, entry in zip(state.lanes, queue_all(state)["queues"], strict=True)
+        ]})
 
     @server.routes.get("/metrics")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _metrics(request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from backend.context import PerLane, current_lane, in_lane
+from backend.faults import Fault
 from backend.lanes import Lane, OomLadder
 from backend.overlay.events import ClientTable, Message, SocketTable, Target
 from backend.overlay.interrupts import Interrupts
@@ -86,15 +87,15 @@ class State:
         """Stop what runs on the current lane; without one, what runs anywhere."""
         self.queues.of(current_lane()).interrupt()
 
-    def fault(self, lane: int) -> None:
-        """The lane's device is broken: nothing but a new process helps."""
-        self.lanes[lane].stats.fault()
+    def fault(self, lane: int, fault: Fault) -> None:
+        """The lane can work no more: nothing but a new process helps."""
+        self.lanes[lane].stats.fault(fault)
         if self._on_fault is not None:
             self._on_fault(lane)
 
     def watch_faults(self, told: Callable[[int], None]) -> None:
-        """Call ``told`` with every lane whose device breaks, and with those that are broken already."""
+        """Call ``told`` with every lane that breaks, from whichever thread, and with those that are broken already."""
         self._on_fault = told
         for lane in self.lanes:
-            if lane.stats.snapshot().faulted:
+            if lane.stats.broken is not None:
                 told(lane.index)

@@ -4,6 +4,7 @@ Owns the threads, their device and context, and what becomes of a job whose loop
 that differs between versions, is ComfyUI's ``main.prompt_worker``.
 """
 
+import contextlib
 import functools
 import logging
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from backend.context import in_lane
+from backend.faults import device_unusable, worker_ended
 from backend.lanes import Lane
 from backend.overlay.patch import Patch, params
 from backend.overlay.queues import ID, LaneQueue, RebuildExecutor, client_of
@@ -42,27 +44,39 @@ def _start_all(state: State, original: Callable[..., None]) -> Callable[..., Non
         for lane in state.lanes:
             loop = functools.partial(original, state.queues.lanes[lane.index], server_instance, *rest)
             worker = functools.partial(_lane, state, lane, loop)
-            threading.Thread(target=worker, name=f"lane-{lane.index}", daemon=True).start()
+            try:
+                threading.Thread(target=worker, name=f"lane-{lane.index}", daemon=True).start()
+            except RuntimeError as error:
+                state.fault(lane.index, worker_ended(f"it could not be started: {error}"))
 
     return prompt_worker
 
 
 def _lane(state: State, lane: Lane, loop: Callable[[], None]) -> None:
-    with in_lane(lane.index):
+    try:
+        with in_lane(lane.index):
+            _work(state, lane, loop)
+    except BaseException as error:  # noqa: BLE001 (told where it is seen: a lane without its worker runs nothing)
+        state.fault(lane.index, worker_ended(type(error).__name__))
+        with contextlib.suppress(BaseException):  # the log itself may be what broke
+            log.critical("[GPU %d] its worker thread ends: %s", lane.index, type(error).__name__)
+
+
+def _work(state: State, lane: Lane, loop: Callable[[], None]) -> None:
+    try:
+        warm_up(lane.device)
+    except Exception:
+        log.exception("[GPU %d] %s cannot be used", lane.index, lane.device)
+        state.fault(lane.index, device_unusable(lane.device))
+        return
+    state.warm[lane.index].set()
+    log.info("[GPU %d] worker started on %s", lane.index, lane.device)
+    while True:
         try:
-            warm_up(lane.device)
-        except Exception:
-            log.exception("[GPU %d] %s cannot be used", lane.index, lane.device)
-            state.fault(lane.index)
-            return
-        state.warm[lane.index].set()
-        log.info("[GPU %d] worker started on %s", lane.index, lane.device)
-        while True:
-            try:
-                guarded(state, state.queues.lanes[lane.index], loop, time.sleep)
-            except BaseException as error:  # noqa: BLE001 (a lane without its worker would take jobs and run none)
-                log.error("[GPU %d] a job could not be ended: %s", lane.index, type(error).__name__)  # noqa: TRY400 (the exception may not be printable)
-                time.sleep(PAUSE)
+            guarded(state, state.queues.lanes[lane.index], loop, time.sleep)
+        except BaseException as error:  # noqa: BLE001 (a lane without its worker would take jobs and run none)
+            log.error("[GPU %d] a job could not be ended: %s", lane.index, type(error).__name__)  # noqa: TRY400 (the exception may not be printable)
+            time.sleep(PAUSE)
 
 
 def warm_up(device: str) -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+RETRY_AFTER: Final = 5
+"""Seconds that a client of a lane that takes no jobs is told to wait: about what a new backend needs."""
+
 
 @dataclass(slots=True)
 class Lane:
@@ -22,6 +25,8 @@ class Lane:
     """Accepted before the look that is now under way began: that look will have seen them."""
     since: int = 0
     """Accepted after the newest look began: only the next one is sure to see them."""
+    fault: str = ""
+    """Why the backend takes no jobs for it, as the last look said; empty while it takes them."""
 
     @property
     def load(self) -> int:
@@ -118,10 +123,20 @@ class Fleet:
         """Jobs on the lane: seen by the last look, and sent since."""
         return self._lanes[gpu].load
 
+    def fault(self, gpu: int | None) -> str:
+        """The sentence for a client of a lane that takes no jobs; empty for all others, and for no lane."""
+        found = "" if gpu is None else self._lanes[gpu].fault
+        return f"GPU {gpu} takes no jobs: {found}." if found else ""
+
+    @property
+    def faults(self) -> list[str]:
+        """One such sentence for each lane that takes no jobs."""
+        return [found for gpu in range(self.width) if (found := self.fault(gpu))]
+
     def choose(self) -> int:
-        """The least busy lane for a submission; among equals the one that was not chosen for longest."""
+        """The least busy lane that takes jobs; among equals the one that was not chosen for longest."""
         order = [(self._next + step) % self.width for step in range(self.width)]
-        gpu = min(order, key=self.load)
+        gpu = min([gpu for gpu in order if not self.fault(gpu)] or order, key=self.load)
         self._next = (gpu + 1) % self.width
         return gpu
 
@@ -147,16 +162,19 @@ class Fleet:
             lane.since = 0
         return self._generation
 
-    def look_ends(self, mark: int, counts: Sequence[tuple[int, int]]) -> None:
+    def look_ends(self, mark: int, counts: Sequence[tuple[int, int]], faults: Sequence[str] = ()) -> None:
         """Take a look's ``(running, pending)`` of each lane there is; one from under an earlier backend is dropped.
 
-        Looks come one at a time. A failed look is simply not taken: what it should have seen stays counted.
+        ``faults`` says for each lane why it takes no jobs, if it takes none; empty: this look does not tell. Looks come
+        one at a time. A failed look is simply not taken: what it should have seen stays counted.
         """
         if mark != self._generation:
             return
         self._narrow(len(counts))
         for lane, (running, pending) in zip(self._lanes, counts, strict=False):
             lane.running, lane.pending, lane.before = running, pending, 0
+        for lane, fault in zip(self._lanes, faults, strict=False):
+            lane.fault = fault
 
     def backend_up(
         self, body: str = "", devices: Sequence[str] = (), *, boot: str = "", booted: float = 0.0

@@ -49,18 +49,21 @@ class OwnRoutes:
         return Answer(200, ((b"Content-Type", CONTENT_TYPE), *NO_STORE), self._metrics.text() + theirs)
 
     async def health(self, request: Request) -> Answer:
-        """200 while the backend takes jobs, else 503; says what and how many either way."""
+        """200 while any GPU takes jobs, else 503; says what, how many and what is wrong either way."""
         fleet = self._fleet
+        faults = fleet.faults
+        healthy = fleet.width - len(faults) if fleet.up else 0
         told: dict[str, Any] = {
-            "status": "healthy" if fleet.up else "unhealthy",
+            "status": "unhealthy" if not healthy else "degraded" if faults else "healthy",
             "backend": fleet.body or "unknown",
             "gpus": fleet.gpus,
-            "healthy_instances": fleet.width if fleet.up else 0,
+            "healthy_instances": healthy,
             "total_instances": fleet.gpus,
         }
-        if fleet.up:
+        if reason := " ".join(faults) if fleet.up else fleet.reason:
+            told["reason"] = reason
+        if healthy:
             return json_answer(200, json.dumps(told).encode(), NO_STORE)
-        told["reason"] = fleet.reason
         wait = (b"Retry-After", b"%d" % max(1, fleet.retry_after))
         return json_answer(503, json.dumps(told).encode(), (*NO_STORE, wait))
 

@@ -90,22 +90,22 @@ class Poller:
             self._fleet.backend_up(body, devices, boot=f"met-{uuid.uuid4()}", booted=time.time())
         mark = self._fleet.look_begins()
         try:
-            counts = await self._counts()
+            counts, faults = await self._counts()
         except AskError as error:
             if self._judges and error.refused:
                 self._fleet.backend_down(str(error), retry_after=5)
             log.debug("no look at the queues: %s", error)
             return
-        self._fleet.look_ends(mark, counts)
+        self._fleet.look_ends(mark, counts, faults)
 
-    async def _counts(self) -> list[tuple[int, int]]:
-        """``(running, pending)`` of each lane, by the cheapest route that this backend knows."""
+    async def _counts(self) -> tuple[list[tuple[int, int]], list[str]]:
+        """``(running, pending)`` of each lane and why it takes no jobs, by the cheapest route there is."""
         order = [COUNTS, QUEUES, PLAIN]
         for target in order[order.index(self._target) :]:
             reply = await self._ask(target)
             if reply.status == 200 and (counts := read_counts(target, reply.body, self._fleet.gpus)) is not None:
                 self._target = target
-                return counts
+                return counts, read_faults(reply.body, len(counts))
         raise AskError("The backend shows no queues.")
 
 
@@ -136,6 +136,13 @@ def read_counts(target: str, body: bytes, gpus: int) -> list[tuple[int, int]] | 
         return [queues[gpu] for gpu in range(min(gpus, len(queues)))] or None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def read_faults(body: bytes, lanes: int) -> list[str]:
+    """Why each of so many lanes takes no jobs, out of an answer to ``COUNTS``; empty where it takes them."""
+    found = json.loads(body).get("queues", ())
+    told = {queue["gpu_id"]: str(queue["faulted"]) for queue in found if queue.get("faulted")}
+    return [told.get(gpu, "") for gpu in range(lanes)]
 
 
 def _count(value: Any) -> int:

@@ -35,6 +35,7 @@ from gateway.wire.answer import Answer, error_answer
 log = logging.getLogger("gateway.jobs")
 
 _LONGEST_KEY: Final = 1000
+_TAKES_NONE: Final = 503
 _DOUBT: Final = 1.0
 """Seconds after which a backend that broke a connection off and still lives has not died of it."""
 
@@ -121,6 +122,10 @@ class Submissions:
                 record.id, durable=True, boot=self._fleet.boot, booted=self._fleet.booted, **noted
             )
             reply = await self._peer.submit(again(body), record.gpu)
+            if reply.status == _TAKES_NONE:
+                # The lane is broken and the backend about to start again: this says nothing about the job.
+                await self._journal.note(record.id, boot="")
+                raise AskError(f"The backend takes no jobs for GPU {record.gpu}: {why(reply)}")
             await self._took(record, reply, body)
             return reply
         finally:
@@ -188,9 +193,10 @@ class Submissions:
 
     async def _journal_and_send(self, prompt: Prompt, incoming: Incoming, key: str, digest: str) -> Answer:
         fleet, request = self._fleet, incoming.request
-        away = not fleet.up or self.held
+        fault = fleet.fault(request.gpu)
+        away = not fleet.up or self.held or bool(fault)
         if away and not self._accept_while_down:
-            reason = fleet.reason or "A job that was running when the backend died is being tried alone."
+            reason = fleet.reason or fault or "A job that was running when the backend died is being tried alone."
             wait = max(1, fleet.retry_after)
             raise GatewayError(BACKEND_UNAVAILABLE, "The backend is not available.", reason, retry_after=wait)
         record = self._journal.draft(

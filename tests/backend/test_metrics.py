@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backend.devices import Memory
+from backend.faults import device_broken
 from backend.lanes import Lane
 from backend.metrics import Metrics
 
@@ -30,7 +31,7 @@ def busy() -> list[Lane]:
     stats.cache_hit(3)
     stats.model_loaded()
     stats.model_unloaded()
-    stats.fault()
+    stats.fault(device_broken("cuda:0"))
     return lanes
 
 

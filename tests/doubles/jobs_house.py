@@ -34,6 +34,8 @@ class Comfy:
     """POSTs other than submissions: target and body."""
     hang_up: bool = False
     """Close the connection instead of answering a submission."""
+    faulted: bool = False
+    """Answer submissions with 503, as a backend does for a GPU that takes no jobs."""
     hold: asyncio.Event | None = None
     """Answer submissions only when this is set."""
     numbers: int = 0
@@ -92,6 +94,10 @@ class Comfy:
             await self.hold.wait()
         if self.hang_up:
             peer.close()
+            return
+        if self.faulted:
+            error = {"error": {"type": "gpu_unavailable", "message": "it broke"}, "node_errors": {}}
+            await peer.reply(json.dumps(error).encode(), status="503 Service Unavailable")
             return
         try:
             body = json.loads(seen.body)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from backend.context import PerLane, current_job, current_lane
+from backend.faults import device_broken
 from backend.overlay.oom import Attempts
 from backend.overlay.patch import Patch, params, params_start
 from backend.overlay.state import State
@@ -54,7 +55,7 @@ def _attempts(state: State, lane: int) -> Attempts:
 
     return Attempts(
         state.lanes[lane], state.ladders[lane], functools.partial(_free_memory, state, lane), rebuild,
-        lambda: state.fault(lane),
+        lambda: state.fault(lane, device_broken(state.lanes[lane].device)),
     )
 
 

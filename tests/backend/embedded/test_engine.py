@@ -90,6 +90,48 @@ async def test_stopping_before_it_began(make: Made):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
+async def test_a_job_that_cannot_be_ended_does_not_end_its_worker(make: Made, monkeypatch: pytest.MonkeyPatch):
+    """What fails outside the job itself is logged, and the lane's next job runs."""
+    engine = make()
+    await engine.warm()
+    failures = iter([RuntimeError("as asked")])
+    finished = engine.jobs.finished
+
+    def breaks(ended: Job) -> None:
+        for error in failures:
+            raise error
+        finished(ended)
+
+    monkeypatch.setattr(engine.jobs, "finished", breaks)
+    for name in ("first", "second"):
+        engine.jobs.submit(job(picture(), name))
+    await until(lambda: engine.jobs.history_of("second"))
+    assert engine.lanes[0].stats.broken is None
+
+
+async def test_a_worker_that_ends_is_told(make: Made, monkeypatch: pytest.MonkeyPatch):
+    """Whatever gets past its guards: the lane says why it takes no jobs, the other lane works on."""
+    engine = make()
+    told: list[int] = []
+    for worker in engine.workers:
+        monkeypatch.setattr(worker, "_on_fault", lambda lane: told.append(lane.index))
+    await engine.warm()
+
+    def leaves(ended: Job) -> None:
+        raise SystemExit(ended.prompt_id)
+
+    monkeypatch.setattr(engine.workers[1], "_end", lambda *_: leaves(_[0]))
+    engine.jobs.submit(job(picture(), "last", 1))
+    await until(lambda: told)
+    assert told == [1]
+    broken = engine.lanes[1].stats.broken
+    assert broken is not None
+    assert broken.reason == "its worker thread has ended (SystemExit)"
+    engine.jobs.submit(job(picture(), "next", 0))
+    await until(lambda: engine.jobs.history_of("next"))
+    assert engine.lanes[0].stats.broken is None
+
+
 async def test_one_lane_without_the_scheduler(make: Made):
     """COMFY_MULTI_GPU_SCHED=0 is one lane."""
     assert len(make(sched=False, gpus=4).lanes) == 1

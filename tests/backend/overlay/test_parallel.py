@@ -3,7 +3,8 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from backend.contract import EXIT_DEVICE_FAULT, EXIT_OK, GPU_HEADER
 from backend.overlay import parallel
 from backend.overlay.patch import Misfit
-from tests.doubles.checkout import Client, Started
+from tests.doubles.checkout import LIMIT, Client, Started
 
 ORDER = ["execution_start", "execution_cached", "executing", "executed", "execution_success", "executing"]
 
@@ -283,6 +284,48 @@ async def test_a_device_fault_ends_the_process_after_its_job_was_told() -> None:
         assert started.ended() == EXIT_DEVICE_FAULT
     finally:
         started.stop()
+
+
+async def test_a_lane_whose_worker_is_gone_says_so_and_the_process_leaves_when_the_others_are_done() -> None:
+    """Its jobs are refused with the reason, the numbers show it, another lane's job still ends well."""
+    started = Started("--gpus", "2")
+    try:
+        async with aiohttp.ClientSession(started.ready()["url"]) as session, Client(session, 0) as well:
+            gate = uuid.uuid4().hex
+            held = await well.submit(("Wait", {"gate": gate}))
+            await well.until(lambda: "executing" in well.heard(held))
+            await Client(session, 1).submit(("Desert", {}))
+
+            async def faulted() -> str | None:
+                lengths = (await Client(session, None).get("/debug/queues"))["queues"]
+                assert "faulted" not in lengths[0]
+                return lengths[1].get("faulted")  # type: ignore[no-any-return]
+
+            reason = await eventually(faulted)
+            assert reason == "its worker thread has ended (SystemExit)"
+            async with session.post("/prompt", json={"prompt": {}}, headers={GPU_HEADER: "1"}) as response:
+                assert (response.status, response.headers["Retry-After"]) == (503, "5")
+                assert (await response.json())["error"]["message"] == f"GPU 1 takes no jobs: {reason}."
+            async with session.get("/metrics") as response:
+                text = await response.text()
+            assert 'comfy_backend_lane_faulted{gpu="1"} 1.0' in text
+            assert 'comfy_backend_lane_faulted{gpu="0"} 0.0' in text
+
+            assert started.process.poll() is None  # lane 0 is at a job
+            await well.post("/interrupt")
+            await well.until(lambda: "execution_interrupted" in well.heard(held))
+        assert started.ended() == EXIT_DEVICE_FAULT
+    finally:
+        started.stop()
+
+
+async def eventually(what: Callable[[], Awaitable[Any]]) -> Any:
+    """The first true value of ``what``."""
+    deadline = asyncio.get_running_loop().time() + LIMIT
+    while not (found := await what()):
+        assert asyncio.get_running_loop().time() < deadline, "it did not come to pass"
+        await asyncio.sleep(0.01)
+    return found
 
 
 async def test_told_to_stop_it_does_not_wait_for_jobs() -> None:

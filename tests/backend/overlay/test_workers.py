@@ -1,11 +1,13 @@
 """The guard around ComfyUI's worker loop."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from backend.context import in_lane
+from backend.faults import device_broken
 from backend.overlay import workers
 from backend.overlay.queues import RebuildExecutor
 from backend.overlay.state import State
@@ -117,5 +119,41 @@ def test_a_device_that_cannot_be_used_is_a_fault(state: State) -> None:
     workers._lane(state, broken, lambda: pytest.fail("its loop must not start"))
     told: list[int] = []
     state.watch_faults(told.append)
-    state.fault(0)
+    state.fault(0, device_broken("cpu"))
     assert told == [2, 0]
+
+
+def test_a_worker_that_ends_past_every_guard_is_a_fault(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the guard itself breaks, the thread ends, its lane says why, and whoever watches is told."""
+    told: list[int] = []
+    state.watch_faults(told.append)
+    log = type("Broken", (), {"__getattr__": lambda self, name: pytest.fail("the log is broken", pytrace=False)})()
+    loop_log = workers.log
+    monkeypatch.setattr(workers, "guarded", lambda *_: (monkeypatch.setattr(workers, "log", log), 1 / 0))
+    thread = threading.Thread(target=workers._lane, args=(state, state.lanes[1], lambda: None))
+    thread.start()
+    thread.join(30)
+    monkeypatch.setattr(workers, "log", loop_log)
+    assert not thread.is_alive()
+    broken = state.lanes[1].stats.broken
+    assert broken is not None
+    assert (broken.reason, broken.whole_process) == ("its worker thread has ended (Failed)", False)
+    assert told == [1]
+    assert [lane.stats.broken for lane in (state.lanes[0], state.lanes[2])] == [None, None]
+
+
+def test_a_worker_that_cannot_be_started_is_a_fault(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread left in the system: the lanes that got one work, the other says so."""
+    started: list[str] = []
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "lane-2":
+            raise RuntimeError("can't start new thread")
+        started.append(self.name)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    workers._start_all(state, lambda *_: None)(None, None)
+    assert started == ["lane-0", "lane-1"]
+    broken = state.lanes[2].stats.broken
+    assert broken is not None
+    assert "can't start new thread" in broken.reason

@@ -1,5 +1,6 @@
 """A few nodes: plain functions of their inputs, run in the order of the prompt."""
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -70,6 +71,24 @@ class Fail:
         raise cls.KINDS[kind]("as asked")
 
 
+class Desert:
+    """Ends its worker's thread past every guard there is: their own log raises."""
+
+    @staticmethod
+    def run(**_):
+        workers = sys.modules["backend.overlay.workers"]
+        thread, log = threading.current_thread(), workers.log
+
+        class Broken:
+            def __getattr__(self, name):
+                if threading.current_thread() is thread:
+                    raise SystemExit
+                return getattr(log, name)
+
+        workers.log = Broken()
+        raise SystemExit
+
+
 class Oom:
     """Runs out of memory the first ``times`` times for ``tag``."""
 
@@ -87,4 +106,4 @@ class Unsendable:
         return object()
 
 
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (Wait, Open, Noise, Prefix, Save, Fail, Oom, Unsendable)}
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (Wait, Open, Noise, Prefix, Save, Fail, Desert, Oom, Unsendable)}

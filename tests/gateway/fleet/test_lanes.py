@@ -162,3 +162,19 @@ def test_the_load_is_never_below_the_truth_and_settles_on_it(steps: list[str]):
         reservation.release()
     fleet.look_ends(fleet.look_begins(), [(0, truth)])
     assert fleet.load(0) == truth
+
+
+def test_a_lane_that_takes_no_jobs_is_not_chosen():
+    """While another takes some; what is said about it goes with the backend that said it."""
+    fleet = Fleet(2)
+    fleet.backend_up()
+    fleet.look_ends(fleet.look_begins(), [(5, 5), (0, 0)], ["", "its worker thread has ended"])
+    assert [fleet.choose() for _ in range(3)] == [0, 0, 0]
+    assert (fleet.fault(0), fleet.fault(None)) == ("", "")
+    assert fleet.fault(1) == "GPU 1 takes no jobs: its worker thread has ended."
+    fleet.look_ends(fleet.look_begins(), [(0, 0), (0, 0)], ["it too", "it too"])
+    assert len(fleet.faults) == 2
+    assert {fleet.choose(), fleet.choose()} == {0, 1}
+    fleet.backend_down("it died", 5)
+    fleet.backend_up()
+    assert fleet.faults == []

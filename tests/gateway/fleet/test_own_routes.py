@@ -67,6 +67,23 @@ def test_what_would_spoil_the_scrape_is_left_out(reply: Reply):
     assert backend_samples(reply) == b""
 
 
+async def test_health_tells_of_a_gpu_that_takes_no_jobs():
+    """Some work: 200, degraded, with the reason. None works: 503."""
+    fleet = Fleet(2)
+    fleet.backend_up("toy 1", ["cpu", "cpu"])
+    own = OwnRoutes(fleet, Metrics(2, "0"), asker(DOWN.url))
+    fleet.look_ends(fleet.look_begins(), [(0, 0), (0, 0)], ["", "it broke"])
+    answer = await own.health(request())
+    told = json.loads(answer.body)
+    assert (answer.status, told["status"], told["healthy_instances"]) == (200, "degraded", 1)
+    assert told["reason"] == "GPU 1 takes no jobs: it broke."
+    fleet.look_ends(fleet.look_begins(), [(0, 0), (0, 0)], ["it too", "it broke"])
+    answer = await own.health(request())
+    told = json.loads(answer.body)
+    assert (answer.status, told["status"], told["healthy_instances"]) == (503, "unhealthy", 0)
+    assert int(fields(answer)[b"Retry-After"]) >= 1
+
+
 async def test_health_asks_nobody():
     """Healthy or not is read off what the gateway knows; a dead port behind it is not touched."""
     well = await routes(DOWN).health(request())

@@ -146,3 +146,18 @@ def test_lanes_beyond_ours_are_left_out():
     body = b'{"queues": [{"gpu_id": 2, "queued": 1, "running": 1}, {"gpu_id": 0, "queued": 1, "running": 0}, '
     body += b'{"gpu_id": 1, "queued": 0, "running": 0}]}'
     assert read_counts(COUNTS, body, 2) == [(0, 1), (0, 0)]
+
+
+async def test_a_look_sees_which_lane_takes_no_jobs():
+    """The backend says so beside the counts, and that it is over as well."""
+    fleet = Fleet(2)
+    fleet.backend_up()
+    body = b'{"queues": [{"gpu_id": 0, "queued": 0, "running": 0, "faulted": "it broke"}, '
+    body += b'{"gpu_id": 1, "queued": 0, "running": 0}]}'
+    async with canned({COUNTS: ok(body)}) as server:
+        poller = a_poller(server, fleet)
+        await poller.step()
+        assert fleet.faults == ["GPU 0 takes no jobs: it broke."]
+        server.answers[COUNTS] = DEBUG
+        await poller.step()
+        assert fleet.faults == []

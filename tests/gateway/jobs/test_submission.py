@@ -128,6 +128,39 @@ async def test_with_the_backend_away_a_submission_is_refused_or_kept(tmp_path: P
         assert json.loads((await here.submit("one")).body)["number"] == 1
 
 
+async def test_a_gpu_that_takes_no_jobs_refuses_its_own(tmp_path: Path):
+    """Only submissions for it, with the reason; the history is told as ever."""
+    async with house(tmp_path / "a") as here:
+        here.fleet.look_ends(here.fleet.look_begins(), [(0, 0)] * 4, ["", "it broke", "", ""])
+        got = await here.post("/prompt", {"prompt": {}}, gpu=1)
+        assert (got.status, got.error["details"]) == (503, "GPU 1 takes no jobs: it broke.")
+        assert here.states() == {}
+        for target in ("/history", "/api/history/x", "/view?filename=a.png"):
+            assert (await here.get(target, gpu=1)).status == 200
+        for target in ("/", "/prompt", "/views", "/object_info"):
+            got = await here.get(target, gpu=1)
+            assert (got.status, got.all("retry-after")) == (503, [b"5"])
+            assert got.error["message"] == "GPU 1 takes no jobs: it broke."
+        await here.submit("well", gpu=0)
+
+
+async def test_what_was_promised_survives_a_gpu_that_takes_no_jobs(tmp_path: Path):
+    """That the lane is broken says nothing about the job: it is sent when a backend takes it."""
+    async with house(tmp_path / "b", up="", accept_while_down=True) as here:
+        await here.submit("kept", gpu=1)
+        here.comfy.faulted = True
+        here.backend_comes("broken")
+        await until(lambda: b"POST" in [seen.method for seen in here.backend.seen] and not here.record("kept").boot)
+        here.backend_dies()
+        assert here.states() == {"kept": "queued"}
+        here.comfy.faulted = False
+        here.backend_comes("well")
+        await until(lambda: here.comfy.pending)
+        assert [each["prompt_id"] for each in here.comfy.pending] == ["kept"]
+        await until(lambda: here.record("kept").boot == "well")
+        assert here.record("kept").crashes == 0
+
+
 async def test_an_answer_that_the_backends_death_took_away_comes_after_it(tmp_path: Path):
     """The client waits, the next backend takes the job, and its answer is the client's."""
     async with house(tmp_path) as here:
