@@ -29,15 +29,13 @@ from gateway.wire.backend import BackendConnection
 from gateway.wire.body import Pair
 from gateway.wire.client import ClientConnection
 from gateway.wire.exchange import CLIENT_LEFT, Exchange, too_large
-from gateway.wire.fields import is_sane_id
+from gateway.wire.fields import is_sane_id, under_prefix
 from gateway.wire.head import AnswerHead, RequestHead
 from gateway.wire.outbound import outbound
 from gateway.ws_bridge import Bridge, Claim, Renewal
 
 _log = logging.getLogger("gateway.proxy")
 
-# A path on the same host, not the address of another (RFC 9110 §10.2.2).
-_LOCATION = re.compile(rb"(\r\nlocation:[ \t]*)(/(?!/))", re.IGNORECASE)
 # What is still answered for a GPU that takes no jobs: what became of those that it had.
 _RESULTS: Final = re.compile(rb"(?:/api)?/(?:history|view)(?![^/?])")
 
@@ -229,8 +227,8 @@ class ProxiedRequest(Exchange):
             self._note = f"client left, backend said {answer.status}"
 
     def rewrite(self, lines: bytes) -> bytes:
-        """Under a prefix, redirects of the backend lead back under it."""
-        return _LOCATION.sub(rb"\g<1>%b\g<2>" % self._prefix, lines) if self._prefix else lines
+        """Under a prefix, what the backend points to on this host is under it, too."""
+        return under_prefix(lines, self._prefix, self.head.fields.host or b"") if self._prefix else lines
 
     def outlives_client(self) -> bool:
         """A submission that has been sent whole is a job or is none; only the backend's answer says which."""

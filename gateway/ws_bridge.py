@@ -11,9 +11,8 @@ from typing import Final, NamedTuple, Protocol
 
 from gateway.wire.bridge_end import Counter, End
 from gateway.wire.deadlines import NEVER, Deadlines
-from gateway.wire.frames import frame
-from gateway.wire.replay import CLOSE, PING, Replay
-from gateway.wire.silent import PONG, Silent
+from gateway.wire.replay import Replay
+from gateway.wire.silent import Silent, answer_controls
 from gateway.wire.sockets import keep_alive
 
 TO_BACKEND: Final = "to_backend"
@@ -221,14 +220,12 @@ class Bridge:
             end.data_received(to_client)
         end.hold(hold=False)
 
-    def answer(self, controls: list[tuple[int, bytes]]) -> None:
-        """Answer what the client asks of its other end while there is none."""
-        for opcode, payload in controls:
-            if opcode == PING:
-                self.client.transport.write(frame(PONG, payload))
-            elif opcode == CLOSE:
-                self.client.transport.write(frame(CLOSE, payload))
-                self.client.transport.close()
+    def heard(self, controls: list[tuple[int, bytes]]) -> None:
+        """The client has said something while there is no backend side."""
+        answer_controls(self.client.transport, controls)
+        if self.client.replay is not None and not self.client.replay.possible:
+            # More than can be said again to another backend.
+            self.let_go()
 
     def let_go(self) -> None:
         """There will be no other backend side: tell the client."""
@@ -343,6 +340,7 @@ class Bridge:
         if self._done:
             return
         self._done = True
+        self.parked = False
         if self._claim is not None:
             self._claim.release()
         self.count()

@@ -61,11 +61,16 @@ class Keeper:
                 self._back.clear()
                 held, self._held = self._held, {}
                 for bridge, since in held.items():
-                    tasks.create_task(self._renew(bridge, since), name="bridge-renewal")
+                    if bridge.parked:
+                        tasks.create_task(self._renew(bridge, since), name="bridge-renewal")
 
     def _look(self, bridge: Bridge, boot: str) -> None:
         """A backend that lives on did not die: it has broken this one socket off, and so must we."""
-        if bridge in self._held and self._fleet.up and self._fleet.boot == boot:
+        if bridge not in self._held:
+            return
+        if not bridge.parked:
+            del self._held[bridge]  # the client has left
+        elif self._fleet.up and self._fleet.boot == boot:
             del self._held[bridge]
             bridge.let_go()
 

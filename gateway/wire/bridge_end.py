@@ -24,8 +24,8 @@ class Joint(Protocol):
     def side_lost(self, end: "End") -> None:
         """One socket is gone."""
 
-    def answer(self, controls: list[tuple[int, bytes]]) -> None:
-        """The client asks something of its other end while there is none."""
+    def heard(self, controls: list[tuple[int, bytes]]) -> None:
+        """The client says something while its other end is not there; ``controls`` are the control frames in it."""
 
 
 class Counter(Protocol):
@@ -82,8 +82,8 @@ class End(asyncio.Protocol):
         self.follower.feed(data)
         if self.replay is not None:
             controls = self.replay.feed(data)
-            if controls and self._bridge.parked:
-                self._bridge.answer(controls)
+            if self._bridge.parked:
+                self._bridge.heard(controls)
         other = self.other
         if not other.lost:
             other.transport.write(data)

@@ -81,6 +81,12 @@ _NOT_IN_TRAILERS = (
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
+# Fields of an answer that point to places on its host.
+_POINTERS = re.compile(rb"(\r\n((?:content-)?location|refresh|set-cookie):[ \t]*)([^\r]*)", re.IGNORECASE)
+_PLACE = re.compile(rb"((?:https?:)?//([^/?#]*))?(/.*)?", re.IGNORECASE | re.DOTALL)
+_REFRESH = re.compile(rb"([0-9.\s]*[;,]?\s*url\s*=\s*[\"']?)(.*)", re.IGNORECASE)
+_COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*)(?=/)", re.IGNORECASE)
+
 
 def request_lines(fields: Fields) -> bytes:
     """The client's lines for the backend, each with its CR LF, without hop-by-hop fields, nominated and our own."""
@@ -114,6 +120,30 @@ def answer_lines(answer: AnswerHead, *, drop_length: bool = False) -> bytes:
         if not (drop_length and lower == b"content-length"):
             kept.append((name, value))
     return block_of(kept)
+
+
+def under_prefix(lines: bytes, prefix: bytes, host: bytes) -> bytes:
+    """An answer's lines for a client that asked ``host`` under ``prefix``, of which the backend knows nothing.
+
+    Moved are paths in ``Location``, ``Content-Location`` and ``Refresh`` (also with this host before them) and the
+    ``Path`` of cookies; what names another host stays.
+    """
+
+    def place(url: bytes) -> bytes:
+        match = _PLACE.fullmatch(url)
+        if match is None or (match[1] and match[2].lower() != host.lower()):
+            return url
+        return (match[1] or b"") + prefix + (match[3] or b"") if match[1] or match[3] else url
+
+    def moved(match: re.Match[bytes]) -> bytes:
+        start, name, value = match.groups()
+        if name.lower() == b"set-cookie":
+            return start + _COOKIE_PATH.sub(rb"\g<1>" + prefix, value)
+        if name.lower() == b"refresh":
+            return start + _REFRESH.sub(lambda found: found[1] + place(found[2]), value)
+        return start + place(value)
+
+    return _POINTERS.sub(moved, lines)
 
 
 def clean_trailers(pairs: list[Pair]) -> list[Pair]:

@@ -1,11 +1,11 @@
-"""A WebSocket whose client id somebody else has taken over: it stays open and hears nothing more.
+"""A WebSocket without a backend side: its control frames are answered here, so that its client stays.
 
-Owns the socket's client side after its bridge has gone on without it: reads and drops what comes, answers Ping and
-Close, so that a living client sees no reason to connect again and to take its id back. Must never know backends.
+Owns that answer, for clients that are held until there is a backend again, and the socket of one whose id somebody
+else has taken over, which hears nothing more. Must never know backends.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from gateway.wire.bridge_end import GOING_AWAY
@@ -13,6 +13,30 @@ from gateway.wire.frames import close_frame, frame
 from gateway.wire.replay import CLOSE, PING, Replay
 
 PONG: Final = 0xA
+PROTOCOL_ERROR: Final = 1002
+
+_LONGEST: Final = 125
+"""Bytes of a control frame's payload (RFC 6455 §5.5)."""
+_UNREAD: Final = 64 * 1024
+"""Bytes of answers that a client may leave unread."""
+
+
+def answer_controls(client: asyncio.Transport, controls: Iterable[tuple[int, bytes]]) -> None:
+    """Answer what a client asks of the other end that it has not got: Ping with Pong, Close with Close."""
+    for opcode, payload in controls:
+        if client.is_closing():
+            return
+        if len(payload) > _LONGEST:
+            client.write(close_frame(PROTOCOL_ERROR, masked=False))
+            client.close()
+        elif opcode == PING:
+            client.write(frame(PONG, payload))
+        elif opcode == CLOSE:
+            client.write(frame(CLOSE, payload))
+            client.close()
+    if client.get_write_buffer_size() > _UNREAD:
+        # Who asks and never reads the answers is not there any more.
+        client.abort()
 
 
 class Silent(asyncio.Protocol):
@@ -28,20 +52,11 @@ class Silent(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer control frames; drop the rest."""
-        for opcode, payload in self._controls.feed(data):
-            if opcode == PING:
-                self._transport.write(frame(PONG, payload))
-            elif opcode == CLOSE:
-                self._transport.write(frame(CLOSE, payload))
-                self._transport.close()
+        answer_controls(self._transport, self._controls.feed(data))
         self._controls.forget()
         if not self._controls.possible:
             # One frame larger than anything a ComfyUI client sends: it is no listener, and cannot be followed.
             self.go_away()
-
-    def pause_writing(self) -> None:
-        """Not even Pongs are read: it is not there any more."""
-        self._transport.abort()
 
     def eof_received(self) -> None:
         """Close the other direction, too."""

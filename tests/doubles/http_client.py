@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-SECONDS = 10.0
+SECONDS = 30.0
 """Deadline of every read."""
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from gateway.proxy import Proxy
 from gateway.ratelimit import Limiter
 from gateway.server import Server
 from gateway.service import Handler
+from gateway.wire.deadlines import Deadlines
 from tests.doubles.http_backend import Backend, Script, echo, scripted
 from tests.doubles.http_client import RawClient, raw
 from tests.doubles.wait import until
@@ -91,11 +92,47 @@ async def stack(
             yield made
         finally:
             await server.close()
-        await until(lambda: made.idle, 5.0)
+        await until(lambda: made.idle)
         assert not server._proxy.busy
         assert metrics.bridges_open == 0
         assert all(fleet.lane(gpu).sending == 0 for gpu in range(config.gpus))
         assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "backend-connect"] == []
+
+
+class Hands:
+    """The clock of all deadlines, in place of the loop's: it stands still until told."""
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self._now = deadlines.now
+        deadlines.close()
+        deadlines._loop = self  # type: ignore[assignment]  # all that is asked of it is here
+
+    def time(self) -> float:
+        return self._now
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> "Hands":
+        return self
+
+    def cancel(self) -> None:
+        pass
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass, look by look."""
+        end = self._now + seconds
+        while self._now < end:
+            self._now = min(end, self._now + self._deadlines._step)
+            self._deadlines._look()
+
+
+def stop_the_clock(made: Stack) -> Hands:
+    """From now on no deadline passes but by ``Hands.advance``, however slow this machine is."""
+    return Hands(made.proxy.deadlines)
+
+
+def blocked(transport: asyncio.WriteTransport) -> bool:
+    """Whether a sender has bytes that the system does not take: with a reader that has stopped, it stays so."""
+    return transport.get_write_buffer_size() > 0
 
 
 def rss() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-DATA_PATH = ("test_proxy", "test_server", "test_ws_bridge")
+DATA_PATH = ("test_proxy", "test_server", "test_ws")
 
 
 @pytest.hookimpl

@@ -6,7 +6,7 @@ import pytest
 
 from tests.doubles.http_backend import Peer
 from tests.doubles.http_client import request
-from tests.doubles.http_stack import rss, splits, stack
+from tests.doubles.http_stack import blocked, rss, splits, stack
 from tests.doubles.wait import until
 
 
@@ -56,10 +56,10 @@ async def test_pieces_are_passed_on_as_they_come():
     async with stack(script) as made, made.client() as client:
         await client.send(request("/"))
         await client.head()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await client.reader.readexactly(9) == b"4\r\none\n\r\n"
         go.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await client.reader.readexactly(14) == b"4\r\ntwo\n\r\n0\r\n\r\n"
 
 
@@ -202,7 +202,7 @@ async def test_a_reset_of_an_unframed_answer_is_a_reset():
     """Where only the connection's end marks the body's end, a broken one must not look like a clean one."""
     async with stack(saying(b"HTTP/1.1 200 OK\r\n\r\nhello", end="reset")) as made, made.client() as client:
         await client.send(request("/"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(ConnectionResetError):
                 await client.reader.read(-1)
 
@@ -274,15 +274,16 @@ async def test_a_client_that_does_not_read_does_not_fill_memory():
         while sent < size:
             await peer.send(piece[: size - sent])
             sent += min(len(piece), size - sent)
+            await asyncio.sleep(0)
 
     async with stack(script) as made, made.client(receive_buffer=65536) as client:
         before = rss()
         client.writer.transport.pause_reading()
         await client.send(request("/"))
-        stalled_at = -1
-        while stalled_at != sent:
-            stalled_at = sent
-            await asyncio.sleep(0.3)
+        await until(lambda: made.backend.seen)
+        (connection,) = made.proxy.pool._open
+        sender = made.backend.peers[0].writer.transport
+        await until(lambda: sent == size or (not connection._reading and blocked(sender)))
         assert sent < 30_000_000
         assert rss() - before < 20_000_000
         client.writer.transport.resume_reading()

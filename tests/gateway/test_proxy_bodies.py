@@ -6,7 +6,7 @@ import pytest
 
 from tests.doubles.http_backend import Peer
 from tests.doubles.http_client import request
-from tests.doubles.http_stack import rss, splits, stack
+from tests.doubles.http_stack import blocked, rss, splits, stack, stop_the_clock
 from tests.doubles.wait import until
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -50,7 +50,7 @@ async def test_an_upload_is_streamed():
 
     async with stack(script) as made, made.client() as client:
         await client.send(request("/", "Content-Length: 11", method="POST") + b"hello")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await first.wait()
         await client.send(b" world")
         assert (await client.answer()).status == 200
@@ -82,7 +82,7 @@ async def test_a_chunked_body_is_cut_at_the_limit():
         await client.send(b"300\r\n" + b"x" * 0x300 + b"\r\n")
         got = await client.answer()
         assert (got.status, got.all("connection")) == (413, [b"close"])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await cut.wait()
         assert not rest[0].endswith(b"0\r\n\r\n")
 
@@ -128,16 +128,19 @@ async def test_a_slow_upload_lives_and_a_stalled_one_ends():
         await peer.request()
         await peer.reply()
 
-    slow = {"client_body": 0.4, "read": 0.4}
-    async with stack(script, timeouts=slow) as made:
+    async with stack(script, timeouts={"client_body": 60.0, "read": 60.0}) as made:
+        clock = stop_the_clock(made)
         async with made.client() as client:
             await client.send(request("/", "Content-Length: 8", method="POST"))
-            for _ in range(8):
-                await asyncio.sleep(0.1)
+            for number in range(8):
+                await until(lambda: [each.received for each in made.proxy.running] == [number])  # noqa: B023 (awaited)
+                clock.advance(50.0)
                 await client.send(b"x")
             assert (await client.answer()).status == 200
         async with made.client() as client:
             await client.send(request("/", "Content-Length: 8", method="POST") + b"x")
+            await until(lambda: [each.received for each in made.proxy.running] == [1])
+            clock.advance(61.0)
             got = await client.answer()
             assert (got.status, got.error["type"]) == (408, "request_timeout")
 
@@ -187,12 +190,12 @@ async def test_a_backend_that_does_not_read_does_not_fill_memory():
                 client.writer.write(piece[: size - sent])
                 sent += min(len(piece), size - sent)
                 await client.writer.drain()
+                await asyncio.sleep(0)
 
         task = asyncio.get_running_loop().create_task(upload())
-        stalled_at = -1
-        while stalled_at != sent:
-            stalled_at = sent
-            await asyncio.sleep(0.3)
+        await until(lambda: made.proxy.clients)
+        (connection,) = made.proxy.clients
+        await until(lambda: sent == size or (connection._read_holds and blocked(client.writer.transport)))
         assert sent < 30_000_000
         assert rss() - before < 20_000_000
         release.set()

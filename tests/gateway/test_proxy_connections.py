@@ -8,7 +8,7 @@ import pytest
 
 from tests.doubles.http_backend import Peer, echo
 from tests.doubles.http_client import RawClient, request
-from tests.doubles.http_stack import Stack, stack
+from tests.doubles.http_stack import Stack, blocked, stack, stop_the_clock
 from tests.doubles.wait import until
 
 
@@ -48,13 +48,13 @@ async def test_a_flood_of_pipelined_requests_is_bounded():
             while True:
                 await client.send(request("/" + "a" * 1000) * 20)
                 sent += 20
+                await asyncio.sleep(0)
 
         task = asyncio.get_running_loop().create_task(flood())
-        stalled_at = -1
-        while stalled_at != sent:
-            stalled_at = sent
-            await asyncio.sleep(0.3)
+        await until(lambda: made.proxy.clients)
         (connection,) = made.proxy.clients
+        await until(lambda: sent > 1_000_000 or (connection._read_holds and blocked(client.writer.transport)))
+        assert sent < 1_000_000
         assert len(connection._ahead) < 600_000
         assert connection.transport.get_write_buffer_size() < 200_000
         task.cancel()
@@ -94,9 +94,9 @@ async def test_a_client_that_leaves_cancels_its_request(how):
     async with stack(script) as made, made.client() as client:
         await waiting(made, client, request("/object_info"))
         assert made.metrics.in_flight == 1
+        stop_the_clock(made)
         getattr(client, how)()
-        async with asyncio.timeout(1):
-            await left.wait()
+        await until(left.is_set)
         await until(lambda: made.idle)
         assert made.proxy.pool.idle == 0
 
@@ -109,7 +109,7 @@ async def test_a_client_that_leaves_while_the_answer_flows():
         await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
             await peer.send(b"1\r\nx\r\n")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
 
     async with stack(script) as made, made.client() as client:
         await client.send(request("/"))
@@ -223,17 +223,25 @@ async def test_a_connection_that_the_backend_has_closed_is_not_used():
 async def test_idle_connections_are_few_and_not_kept_for_long():
     """The bound and the time of kept-alive connections hold."""
 
+    six = asyncio.Event()
+
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            await asyncio.sleep(0.05)
+            if len(peer.backend.seen) == 6:
+                six.set()
+            await six.wait()
             await peer.reply(b"ok")
 
-    async with stack(script, limits={"idle_connections": 2}, timeouts={"backend_idle": 0.3}) as made:
+    async with stack(script, limits={"idle_connections": 2}, timeouts={"backend_idle": 15.0}) as made:
+        clock = stop_the_clock(made)
         await asyncio.gather(*[one(made) for _ in range(6)])
         assert made.backend.opened == 6
         assert made.proxy.pool.idle == 2
-        await until(lambda: made.proxy.pool.idle == 0)
+        clock.advance(14.0)
+        assert made.proxy.pool.idle == 2
+        clock.advance(2.0)
+        assert made.proxy.pool.idle == 0
 
 
 async def one(made: Stack, target: str = "/") -> int:
@@ -252,12 +260,15 @@ async def test_the_pool_is_bounded_and_waiting_ends_in_503():
             await go.wait()
             await peer.reply(b"ok")
 
-    limits = {"pool_connections": 2, "pool_wait": 0.3}
+    limits = {"pool_connections": 2, "pool_wait": 10.0}
     async with stack(script, limits=limits) as made:
+        clock = stop_the_clock(made)
         async with made.client() as a, made.client() as b, made.client() as c:
             for client in (a, b):
                 await waiting(made, client, request("/"))
-            got = await c.get("/")
+            assert (await one_waiting(made, c)) == 1
+            clock.advance(11.0)
+            got = await c.answer()
             assert (got.status, got.error["type"], got.all("retry-after")) == (503, "gateway_busy", [b"1"])
             assert (await one_waiting(made, c)) == 1
             go.set()
@@ -320,16 +331,23 @@ async def test_a_backend_that_falls_silent_breaks_the_answer_off():
 
 async def test_a_slow_answer_lives():
     """The time is between reads, not in all."""
+    go = asyncio.Semaphore(0)
 
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
         for _ in range(8):
-            await asyncio.sleep(0.1)
+            await go.acquire()
             await peer.send(b"x")
 
-    async with stack(script, timeouts={"read": 0.4}) as made, made.client() as client:
-        assert (await client.get("/")).body == b"x" * 8
+    async with stack(script, timeouts={"read": 600.0}) as made, made.client() as client:
+        clock = stop_the_clock(made)
+        await client.send(request("/"))
+        await client.head()
+        for _ in range(8):
+            clock.advance(500.0)
+            go.release()
+            assert await client.reader.readexactly(1) == b"x"
 
 
 async def test_a_backend_that_does_not_accept_is_504():

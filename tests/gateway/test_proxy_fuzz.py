@@ -89,7 +89,7 @@ async def whatever_the_client_sends(pieces: list[bytes]) -> None:
                 client.writer.write_eof()
             data = await client.rest()
             assert not data or data.startswith(b"HTTP/1.1 ")
-        await until(lambda: made.idle and not made.proxy.clients, 5)
+        await until(lambda: made.idle and not made.proxy.clients)
 
 
 async def whatever_the_backend_sends(pieces: list[bytes]) -> None:
@@ -103,7 +103,7 @@ async def whatever_the_backend_sends(pieces: list[bytes]) -> None:
         await client.send(request("/", "Connection: close"))
         data = await client.rest()
         assert data.startswith(b"HTTP/1.1 ")
-        await until(lambda: made.idle, 5)
+        await until(lambda: made.idle)
 
 
 @pytest.mark.parametrize("new_loop", ["uvloop", "asyncio"])

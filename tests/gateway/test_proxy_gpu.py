@@ -205,7 +205,7 @@ async def test_sixty_posts_at_once_are_21_and_39_on_each_gpu():
 
 async def test_a_delayed_request_waits_and_can_be_left():
     """Above the burst a handshake is held, not refused; a client that leaves meanwhile leaves nothing."""
-    slow = Rate(0.5, 0, 0, refuse=False)
+    slow = Rate(0.01, 0, 0, refuse=False)
     async with stack(rate={"read": slow}) as made, made.client() as client:
         assert (await client.get("/queue")).status == 200
         await client.send(request("/queue"))

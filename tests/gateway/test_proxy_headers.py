@@ -254,3 +254,31 @@ async def test_redirects_are_passed_on_and_never_followed():
         async with made.client(None) as client:
             assert (await client.get("/gpu3/a")).all("location") == [b"/gpu3/x?y"]
         assert len(made.backend.seen) == 2
+
+
+async def test_behind_a_prefix_everything_that_points_here_leads_back_under_it():
+    """Location, Content-Location, Refresh and cookies' paths; on a port nothing is touched."""
+    lines = (
+        b"Location: http://gate:8181/x\r\nContent-Location: /y\r\nRefresh: 5; url=/z\r\n"
+        b"Set-Cookie: a=1; Path=/; HttpOnly\r\nSet-Cookie: b=2\r\n"
+    )
+    names = ("location", "content-location", "refresh", "set-cookie")
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.reply(b"", status="201 Created", extra=lines)
+
+    async with stack(script) as made:
+        async with made.client(None) as client:
+            got = await client.get("/gpu1/a")
+            assert [got.all(name) for name in names] == [
+                [b"http://gate:8181/gpu1/x"],
+                [b"/gpu1/y"],
+                [b"5; url=/gpu1/z"],
+                [b"a=1; Path=/gpu1/; HttpOnly", b"b=2"],
+            ]
+        async with made.client(1) as client:
+            got = await client.get("/a")
+            pairs = [line.split(b": ", 1) for line in lines.split(b"\r\n")[:-1]]
+            assert [list(pair) for pair in got.fields[:5]] == pairs

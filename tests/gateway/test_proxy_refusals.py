@@ -1,12 +1,11 @@
 """What is no acceptable request: told so in JSON, before the backend hears of it."""
 
-import asyncio
-
 import pytest
 
 from tests.doubles.http_backend import Peer
 from tests.doubles.http_client import request
-from tests.doubles.http_stack import splits, stack
+from tests.doubles.http_stack import splits, stack, stop_the_clock
+from tests.doubles.wait import until
 
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
 
@@ -161,37 +160,43 @@ async def test_errors_have_comfyuis_shape_and_are_never_stored():
 
 async def test_a_slow_head_is_cut_off():
     """From its first byte a head has its time; a connection without a byte is closed without a word."""
-    async with stack(timeouts={"client_head": 0.2}) as made:
+    async with stack(timeouts={"client_head": 10.0}) as made:
+        clock = stop_the_clock(made)
         async with made.client() as client:
             await client.send(b"GET / HTTP/1.1\r\n")
+            await until(lambda: [each for each in made.proxy.clients if each._in_head])
+            clock.advance(11.0)
             got = await client.answer()
             assert (got.status, got.error["type"]) == (408, "request_timeout")
             assert await client.closed()
+        await until(lambda: not made.proxy.clients)
         async with made.client() as client:
+            await until(lambda: made.proxy.clients)
+            clock.advance(11.0)
             assert await client.closed()
 
 
 async def test_trickling_does_not_extend_a_heads_time():
     """Slowloris: a byte now and then does not keep a connection."""
-    async with stack(timeouts={"client_head": 0.3}) as made, made.client() as client:
-
-        async def trickle() -> None:
-            while True:
-                client.writer.write(b"G")
-                await asyncio.sleep(0.05)
-
-        task = asyncio.get_running_loop().create_task(trickle())
-        try:
-            got = await client.answer()
-        finally:
-            task.cancel()
-        assert got.status == 408
+    async with stack(timeouts={"client_head": 10.0}) as made, made.client() as client:
+        clock = stop_the_clock(made)
+        for number in range(1, 10):
+            await client.send(b"G")
+            await until(lambda: [len(each._ahead) for each in made.proxy.clients] == [number])  # noqa: B023 (awaited)
+            clock.advance(1.0)
+        assert made.metrics._requests == {}
+        clock.advance(2.0)
+        assert (await client.answer()).status == 408
 
 
 async def test_an_idle_connection_is_closed_without_a_word():
     """Keep-alive ends after its time."""
-    async with stack(timeouts={"client_idle": 0.1}) as made, made.client() as client:
+    async with stack(timeouts={"client_idle": 75.0}) as made, made.client() as client:
+        clock = stop_the_clock(made)
         assert (await client.get("/")).status == 200
+        clock.advance(70.0)
+        assert (await client.get("/")).status == 200
+        clock.advance(76.0)
         assert await client.closed()
 
 

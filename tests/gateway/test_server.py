@@ -7,11 +7,11 @@ import pytest
 
 from gateway.config import Timeouts
 from gateway.server import step_of
+from tests.doubles.bridges import echo_bytes, opened
 from tests.doubles.http_backend import Peer
 from tests.doubles.http_client import raw, request
 from tests.doubles.http_stack import stack
 from tests.doubles.wait import until
-from tests.gateway.test_ws_bridge import echo_bytes, opened
 
 
 async def test_one_port_per_gpu_and_the_front_door():
@@ -61,7 +61,7 @@ async def test_draining_lets_requests_finish():
         await busy.send(request("/"))
         await until(lambda: made.backend.seen)
         await until(lambda: made.server.clients == 2)
-        drained = asyncio.get_running_loop().create_task(made.server.drain(5.0))
+        drained = asyncio.get_running_loop().create_task(made.server.drain(60.0))
         assert await idle.closed()
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
             async with raw(made.port(0)):
@@ -83,7 +83,7 @@ async def test_draining_says_goodbye_to_bridges():
 
     async with stack(script) as made, made.client() as client:
         await opened(client)
-        drained = asyncio.get_running_loop().create_task(made.server.drain(5.0))
+        drained = asyncio.get_running_loop().create_task(made.server.drain(60.0))
         assert await client.reader.readexactly(4) == b"\x88\x02\x03\xe9"
         client.close()
         await drained

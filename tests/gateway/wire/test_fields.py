@@ -12,6 +12,7 @@ from gateway.wire.fields import (
     forwarding_lines,
     is_sane_id,
     request_lines,
+    under_prefix,
     values_of,
 )
 from gateway.wire.head import RequestReader, read_answer
@@ -110,3 +111,36 @@ def test_values_of_a_field():
 def test_sane_ids(value, sane):
     """Letters, digits and three signs, up to 128."""
     assert is_sane_id(value) == sane
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"Location: /x?y#z", b"Location: /gpu1/x?y#z"),
+        (b"location:/", b"location:/gpu1/"),
+        (b"Location: http://Gate:8181/x", b"Location: http://Gate:8181/gpu1/x"),
+        (b"Location: //gate:8181/x", b"Location: //gate:8181/gpu1/x"),
+        (b"Location: https://gate:8181", b"Location: https://gate:8181/gpu1"),
+        (b"Location: http://other/x", b"Location: http://other/x"),
+        (b"Location: //other/x", b"Location: //other/x"),
+        (b"Location: http://gate:81/x", b"Location: http://gate:81/x"),
+        (b"Location: x/y", b"Location: x/y"),
+        (b"Location: ?a=/b", b"Location: ?a=/b"),
+        (b"Location: ", b"Location: "),
+        (b"Content-Location: /x", b"Content-Location: /gpu1/x"),
+        (b"Refresh: 5", b"Refresh: 5"),
+        (b"Refresh: 5; url=/x", b"Refresh: 5; url=/gpu1/x"),
+        (b"Refresh: 0;URL='/x'", b"Refresh: 0;URL='/gpu1/x'"),
+        (b"Refresh: 1, url=http://other/x", b"Refresh: 1, url=http://other/x"),
+        (b"Set-Cookie: a=b", b"Set-Cookie: a=b"),
+        (b"Set-Cookie: a=/b; Path=/", b"Set-Cookie: a=/b; Path=/gpu1/"),
+        (b"Set-Cookie: path=/b; Secure; PATH = /c; HttpOnly", b"Set-Cookie: path=/b; Secure; PATH = /gpu1/c; HttpOnly"),
+        (b"Set-Cookie: a=b; Path=c", b"Set-Cookie: a=b; Path=c"),
+        (b"Link: </x>; rel=preload", b"Link: </x>; rel=preload"),
+        (b"X-Location: /x", b"X-Location: /x"),
+    ],
+)
+def test_what_points_to_this_host_is_put_under_the_prefix(line, expected):
+    """Paths and this host's addresses; another host's, relative ones and values that only look so stay."""
+    lines = b"\r\nA: 1\r\n%b\r\nB: 2\r\n"
+    assert under_prefix(lines % line, b"/gpu1", b"gate:8181") == lines % expected
