@@ -25,10 +25,29 @@ def uses(*fragments: str) -> Shape:
     return check
 
 
+def puts_back(*names: str) -> Shape:
+    """A list of (module, name) that ComfyUI puts back as they were, after custom nodes were loaded and after each job.
+
+    It holds ``names`` (``module:name``) and nothing else: a patched name among them would be undone.
+    """
+
+    def check(original: Any) -> str | None:
+        try:
+            found = sorted(f"{owner.__name__}:{name}" for owner, name in original)
+        except (TypeError, ValueError, AttributeError):
+            return f"expected a list of (module, name), found {type(original).__name__}"
+        if found != sorted(names):
+            return f"expected only {', '.join(names)}, found {', '.join(found) or 'none'}"
+        return None
+
+    return check
+
+
 def expectations(version: Version) -> list[tuple[str, Shape]]:
     """Every name that must be as expected although it is not patched."""
     queue = "execution:PromptQueue"
     return [
+        ("hook_breaker_ac10a0:HOOK_BREAK", puts_back("comfy.model_management:cast_to")),
         ("main:start_comfyui", params("asyncio_loop")),
         ("main:run", anything),
         ("main:hijack_progress", params("server_instance")),

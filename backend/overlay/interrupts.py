@@ -3,13 +3,17 @@
 Owns the flags. Knows nothing of queues: whoever aims has made sure, under the queues' lock, that the job is running.
 """
 
+from collections.abc import Callable
+
 from backend.context import current_job, current_lane
 
 
 class Interrupts:
     """At most one aimed-at job per lane; the test on the way of every sampling step is one look at a dict."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_aim: Callable[[], None] = lambda: None) -> None:
+        """``on_aim`` is called after a job was told to stop: it may be waiting where nothing looks."""
+        self._on_aim = on_aim
         self._aimed: dict[int, str] = {}
         self._fresh: dict[int, str] = {}
 
@@ -33,6 +37,7 @@ class Interrupts:
     def aim(self, lane: int, prompt_id: str) -> None:
         """Stop ``prompt_id``, which runs on ``lane``."""
         self._aimed[lane] = prompt_id
+        self._on_aim()
 
     def reset(self) -> None:
         """ComfyUI's "not interrupted": at a job's start it drops what is aimed at others, later it drops all."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Kind = Literal["device", "cache", "numbering", "switch", "client", "seed"]
+Kind = Literal["device", "cache", "numbering", "switch", "loader", "client", "seed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ KINDS: Final[dict[Kind, About]] = {
     "cache": About("shared caches", "a model of ComfyUI kept there is refused on other GPUs; others may end up on two"),
     "numbering": About("own file numbers", 'lanes may save under one name; serialize = ["pack"] helps'),
     "switch": About("process-wide switches", "put back before the next job, but felt by jobs running meanwhile"),
+    "loader": About("loaders of their own", "one copy of these weights per lane; nothing must be done", matters=False),
     "client": About("uses of PromptServer's current client", "kept per lane; nothing to do", matters=False),
     "seed": About("global seeds", "kept per lane; nothing to do", matters=False),
 }
@@ -76,6 +77,20 @@ DEVICE_CALLS: Final = frozenset({"torch.set_default_device", "torch.cuda.set_dev
 INDEX_CALLS: Final = frozenset({"torch.cuda.device", "torch.device"})
 INDEX_METHODS: Final = frozenset({"cuda", "to"})
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+# Calls that read weights past ``comfy.utils.load_torch_file``, where copies are shared.
+LOADERS: Final = frozenset(
+    {
+        "safetensors.safe_open",
+        "safetensors.torch.load",
+        "safetensors.torch.load_file",
+        "safetensors.torch.load_model",
+        "torch.load",
+        "torch.jit.load",
+        "gguf.GGUFReader",
+        "gguf.gguf_reader.GGUFReader",
+    }
+)
+LOADER_METHODS: Final = frozenset({"from_pretrained", "from_single_file"})
 CLIENT_NAMES: Final = frozenset({"client_id", "last_node_id", "last_prompt_id"})
 # Words in a name or a call that speak of something big that lives on a device.
 BIG: Final = re.compile(
@@ -95,7 +110,7 @@ def findings(tree: ast.Module, path: str) -> list[Finding]:
     nodes = list(ast.walk(tree))
     names = _imports(nodes)
     found: dict[tuple[Kind, int], Finding] = {}
-    for rule in (_devices, _environment, _seeds, _switches, _clients, _numbering):
+    for rule in (_devices, _environment, _seeds, _switches, _loaders, _clients, _numbering):
         for kind, line, text in rule(nodes, names):
             found.setdefault((kind, line), Finding(kind, path, line, text))
     for kind, line, text in _caches(tree, nodes):
@@ -163,12 +178,14 @@ def _names_device(call: ast.Call, names: Names) -> bool:
     if called in DEVICE_CALLS:
         return True
     method = isinstance(call.func, ast.Attribute) and call.func.attr in INDEX_METHODS
-    numbers = [
-        argument.value
+    numbered = [
+        argument
         for argument in [*call.args, *(word.value for word in call.keywords if word.arg in {"device", "index"})]
         if isinstance(argument, ast.Constant) and type(argument.value) is int
     ]
-    return bool(numbers) and (method or called in INDEX_CALLS)
+    # Nobody but torch, and what wraps it, calls a number "device": ``zeros(1, device=0)``, ``pipeline(device=0)``.
+    named = any(word.arg == "device" and word.value in numbered for word in call.keywords)
+    return named or (bool(numbered) and (method or called in INDEX_CALLS))
 
 
 def _environment(nodes: list[ast.AST], names: Names) -> Iterator[Hit]:
@@ -204,6 +221,15 @@ def _switches(nodes: list[ast.AST], names: Names) -> Iterator[Hit]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(_dotted(target, names).startswith("torch.backends.") for target in targets):
                 yield "switch", node.lineno, _text(node)
+
+
+def _loaders(nodes: list[ast.AST], names: Names) -> Iterator[Hit]:
+    for node in nodes:
+        if not isinstance(node, ast.Call):
+            continue
+        method = isinstance(node.func, ast.Attribute) and node.func.attr in LOADER_METHODS
+        if method or _dotted(node.func, names) in LOADERS:
+            yield "loader", node.lineno, _text(node)
 
 
 def _clients(nodes: list[ast.AST], names: Names) -> Iterator[Hit]:

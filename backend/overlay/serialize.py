@@ -6,11 +6,17 @@ Owns the waiting line. Which pack a node belongs to is asked of the node classes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 MODULE_PREFIX: Final = "custom_nodes."
-LOOK_SECONDS: Final = 0.25
-"""How often a waiting job looks whether it was stopped, when nobody wakes it."""
+
+_held: ContextVar[frozenset[str]] = ContextVar("packs_held", default=frozenset())
+
+
+def held() -> frozenset[str]:
+    """The named packs that no other job uses as long as the current one runs."""
+    return _held.get()
 
 
 def pack_of(node_class: object) -> str | None:
@@ -61,7 +67,7 @@ class Packs:
         """Run the block when no earlier job uses one of ``packs``.
 
         A job that ``stopped`` calls stopped while it waits enters at once, without its turn: it is for the executor
-        to end it, before its first node.
+        to end it, before its first node. Whoever changes what ``stopped`` says calls ``wake``.
         """
         if not packs:
             yield
@@ -71,9 +77,13 @@ class Packs:
             self._line.append((ticket, packs))
         try:
             with self._changed:
-                while not self._turn(ticket, packs) and not stopped():
-                    self._changed.wait(LOOK_SECONDS)
-            yield
+                while not (turn := self._turn(ticket, packs)) and not stopped():
+                    self._changed.wait()
+            mine = _held.set(packs if turn else frozenset())
+            try:
+                yield
+            finally:
+                _held.reset(mine)
         finally:
             with self._changed:
                 self._line = [entry for entry in self._line if entry[0] is not ticket]

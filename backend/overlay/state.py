@@ -11,8 +11,9 @@ from typing import Any
 from backend.context import PerLane, current_lane, in_lane
 from backend.faults import Fault
 from backend.lanes import Lane, OomLadder
-from backend.overlay.events import ClientTable, Message, SocketTable, Target
+from backend.overlay.events import ClientTable, SocketTable, Target
 from backend.overlay.interrupts import Interrupts
+from backend.overlay.outbox import Message
 from backend.overlay.queues import Queues
 from backend.overlay.serialize import Packs
 from backend.overlay.versions.version import Version
@@ -26,11 +27,11 @@ class State:
     def __init__(self, lanes: Sequence[Lane], version: Version, serialize: Sequence[str] = ()) -> None:
         self.lanes = tuple(lanes)
         self.version = version
-        self.interrupts = Interrupts()
+        self.packs = Packs(serialize)
+        self.interrupts = Interrupts(self.packs.wake)
         self.sockets = SocketTable(self.refresh)
         self.sockets_metadata: ClientTable[Any] = ClientTable()
         self.ladders = {lane.index: OomLadder() for lane in lanes}
-        self.packs = Packs(serialize)
         self.client_id: PerLane[Any] = PerLane(lambda: None)
         self.last_node_id: PerLane[Any] = PerLane(lambda: None)
         self.last_prompt_id: PerLane[Any] = PerLane(lambda: None)

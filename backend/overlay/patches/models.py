@@ -127,8 +127,8 @@ def _load(loaded: LoadedModels, original: Callable[..., Any]) -> Any:
     @functools.wraps(original)
     def load_models_gpu(models: Any, *args: Any, **kwargs: Any) -> Any:
         models = list(models)
-        loaded.refuse_strangers(each for model in models for each in (model, *model.model_patches_models()))
-        return steady(models, *args, **kwargs)
+        with loaded.claimed([each for model in models for each in (model, *model.model_patches_models())]):
+            return steady(models, *args, **kwargs)
 
     return load_models_gpu
 

@@ -10,11 +10,12 @@ import pytest
 from aiohttp import web
 
 from backend.context import in_job, in_lane
-from backend.overlay import events
-from backend.overlay.events import ClientTable, FanOut, Outbox, SocketTable, Target, address
+from backend.overlay import outbox as outboxes
+from backend.overlay.events import ClientTable, SocketTable, Target, address
+from backend.overlay.outbox import FanOut, Outbox
 
 
-def unchanged(lane: int | None, sid: str, message: events.Message) -> Iterable[events.Message]:
+def unchanged(lane: int | None, sid: str, message: outboxes.Message) -> Iterable[outboxes.Message]:
     return (message,)
 
 
@@ -182,21 +183,21 @@ async def test_a_slow_client_loses_previews_and_progress_first() -> None:
     socket = Socket()
     socket.free.clear()
     outbox = Outbox(socket, "slow", lambda message: (message,))
-    for number in range(events.SOFT_LIMIT):
+    for number in range(outboxes.SOFT_LIMIT):
         await outbox.send_json({"type": "progress", "data": number})
         await outbox.send_bytes((1).to_bytes(4, "big") + b"preview")
         await outbox.send_json({"type": "executed", "data": number})
     socket.free.set()
-    await until(lambda: socket.sent and socket.sent[-1] == {"type": "executed", "data": events.SOFT_LIMIT - 1})
+    await until(lambda: socket.sent and socket.sent[-1] == {"type": "executed", "data": outboxes.SOFT_LIMIT - 1})
     kept = [message["data"] for message in socket.sent if isinstance(message, dict) and message["type"] == "executed"]
-    assert kept == list(range(events.SOFT_LIMIT))
-    assert outbox.dropped > events.SOFT_LIMIT
-    assert len(socket.sent) <= events.SOFT_LIMIT + 2
+    assert kept == list(range(outboxes.SOFT_LIMIT))
+    assert outbox.dropped > outboxes.SOFT_LIMIT
+    assert len(socket.sent) <= outboxes.SOFT_LIMIT + 2
 
 
 async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for one socket is bounded; its connection ends, so that it can connect anew."""
-    monkeypatch.setattr(events, "HARD_LIMIT", 20)
+    monkeypatch.setattr(outboxes, "HARD_LIMIT", 20)
     aborted = asyncio.Event()
     socket = Socket()
     socket.free.clear()
@@ -212,13 +213,47 @@ async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPa
 
 async def test_large_messages_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few messages may be too many when they are large."""
-    monkeypatch.setattr(events, "HARD_BYTES", 1000)
+    monkeypatch.setattr(outboxes, "HARD_BYTES", 1000)
     socket = Socket()
     socket.free.clear()
     outbox = Outbox(socket, "gone", lambda message: (message,))
     for _ in range(3):
         await outbox.send_bytes((3).to_bytes(4, "big") + bytes(600))
     assert "waiting=0" in repr(outbox)
+
+
+@pytest.mark.parametrize(
+    "data", ["x" * 600, ["x" * 20] * 30, {"node": {"text": ["x" * 600]}}, list(range(100))],
+    ids=["text", "list", "nested", "numbers"],
+)  # fmt: skip
+async def test_text_counts_as_well(monkeypatch: pytest.MonkeyPatch, data: Any) -> None:
+    """What waits as an object takes memory too, however deep in the message it is."""
+    monkeypatch.setattr(outboxes, "HARD_BYTES", 1000)
+    socket = Socket()
+    socket.free.clear()
+    outbox = Outbox(socket, "gone", lambda message: (message,))
+    for _ in range(3):
+        await outbox.send_json({"type": "executed", "data": data})
+    assert "waiting=0" in repr(outbox)
+
+
+async def test_one_message_may_be_as_large_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that reads is never cut off, and what it has read no longer counts."""
+    monkeypatch.setattr(outboxes, "HARD_BYTES", 1000)
+    socket = Socket()
+    outbox = Outbox(socket, "reads", lambda message: (message,))
+    large = (3).to_bytes(4, "big") + bytes(5000)
+    for number in range(1, 9):
+        await outbox.send_bytes(large)
+        await outbox.send_json({"type": "executed", "data": "x" * 500})
+        await until(lambda number=number: len(socket.sent) == 2 * number)
+    assert outbox._bytes == 0
+
+
+def test_weighing_ends_where_it_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long list is not walked to its end when its first part is too much already."""
+    monkeypatch.setattr(outboxes, "HARD_BYTES", 1000)
+    assert outboxes.weigh(list(range(1_000_000))) < 1000 + 2 * outboxes.OBJECT
 
 
 async def test_a_closed_socket_ends_its_outbox_quietly() -> None:
@@ -246,7 +281,7 @@ async def test_a_status_is_counted_when_it_is_sent() -> None:
     """The message that waited says what is so now, not what was so when it was put."""
     left = [5]
 
-    def refresh(lane: int | None, sid: str, message: events.Message) -> Iterable[events.Message]:
+    def refresh(lane: int | None, sid: str, message: outboxes.Message) -> Iterable[outboxes.Message]:
         return ({**message, "data": {"status": left[0]}},)
 
     table = SocketTable(refresh)
@@ -314,14 +349,14 @@ async def test_several_sockets_stand_where_one_is_expected() -> None:
 )
 def test_what_a_slow_client_can_do_without(message: Any, expected: bool) -> None:
     """Previews and progress; text (type 3) and everything that ends something stay."""
-    assert events.droppable(message) is expected
+    assert outboxes.droppable(message) is expected
 
 
 async def test_a_real_socket_that_never_reads_is_closed(
     monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
     """Its handler ends and takes it out of the table, and the client sees the end of its connection."""
-    monkeypatch.setattr(events, "HARD_BYTES", 1 << 20)
+    monkeypatch.setattr(outboxes, "HARD_BYTES", 1 << 20)
     table = SocketTable(unchanged)
     gone = asyncio.Event()
 

@@ -86,3 +86,11 @@ def test_a_second_try_starts_like_the_first() -> None:
         interrupts.again(0)
         interrupts.reset()
         assert interrupts.hit()
+
+
+def test_whoever_waits_is_told_at_once() -> None:
+    """After the flag is there: a job that waits for its turn looks then, and not before."""
+    seen: list[tuple[bool, bool]] = []
+    interrupts = Interrupts(lambda: seen.append(asked(interrupts, 0, "a")))
+    interrupts.aim(0, "a")
+    assert seen == [(True, True)]

@@ -14,8 +14,9 @@ import torch
 
 from backend.context import in_lane
 from backend.lanes import Lane
-from backend.overlay.patches import memory, models
+from backend.overlay.patches import memory, model_lists, models
 from backend.overlay.patches.model_lists import LaneList, WrongLaneError
+from backend.overlay.serialize import Packs
 from tests.backend.overlay.doubles import Patcher, cpu_lanes, installed, job
 
 Modules = dict[str, types.ModuleType]
@@ -101,6 +102,68 @@ def test_another_lanes_model_is_refused_by_name(management: Any):
         management.unload_all_models()
     with job(1):
         management.load_models_gpu([patcher])
+
+
+def test_lanes_of_one_gpu_hand_a_serialized_packs_model_on(management: Any, lanes: list[Lane]):
+    """The job that used it last is over when another one of the same pack runs: the model changes lists."""
+    packs, patcher = Packs(["pack"]), Patcher()
+    name = frozenset({"pack"})
+    for lane in (0, 1, 0, 2):
+        with job(lane), packs.one_at_a_time(name):
+            management.load_models_gpu([patcher])
+            assert management.loaded_models() == [patcher]
+        for other in {0, 1, 2, 3} - {lane}:
+            with job(other):
+                assert management.loaded_models() == []
+    with job(0):
+        management.unload_all_models()
+    assert patcher.model.memory == 100
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False), (False, False)])
+def test_what_another_lane_may_be_using_does_not_change_hands(management: Any, before: bool, now: bool):
+    """One of the two jobs is not serialized: nothing says that the lane that has it is done with it."""
+    packs, patcher = Packs(["pack"]), Patcher()
+    name = frozenset({"pack"})
+    with job(0), packs.one_at_a_time(name):
+        management.load_models_gpu([patcher])
+    with job(0), packs.one_at_a_time(name if before else frozenset()):
+        management.load_models_gpu([patcher])
+    with job(1), packs.one_at_a_time(name if now else frozenset()), pytest.raises(WrongLaneError):
+        management.load_models_gpu([patcher])
+    with job(0):
+        assert management.loaded_models() == [patcher]
+
+
+def test_a_model_does_not_leave_a_list_that_is_being_walked(management: Any, monkeypatch: pytest.MonkeyPatch):
+    """While a lane loads or frees, another waits for its model, and is refused when that takes too long."""
+    monkeypatch.setattr(model_lists, "BUSY_SECONDS", 0.01)
+    packs, shared, other = Packs(["pack"]), Patcher(), Patcher()
+    name = frozenset({"pack"})
+    refused: list[type[BaseException]] = []
+
+    def taker() -> None:
+        with job(1), packs.one_at_a_time(name):
+            try:
+                management.load_models_gpu([shared])
+            except WrongLaneError as error:
+                refused.append(type(error))
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=taker)
+        thread.start()
+        thread.join(30)
+
+    with job(0), packs.one_at_a_time(name):
+        management.load_models_gpu([other, shared])  # the last one stands first and is freed last
+    with job(0):
+        other.during_detach = meanwhile
+        management.free_memory(1e30, torch.device("cpu"), keep_loaded=[])
+    assert refused == [WrongLaneError]
+    with job(0), packs.one_at_a_time(name):
+        management.load_models_gpu([shared])
+    taker()
+    assert refused == [WrongLaneError]
 
 
 def test_a_model_bound_to_another_gpu_is_refused(comfy: Modules):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.overlay.serialize import Packs, pack_of, packs_used
+from backend.overlay.serialize import Packs, held, pack_of, packs_used
 
 
 def node_class(module: str | None) -> object:
@@ -126,6 +126,7 @@ def test_a_stopped_job_does_not_wait_on():
 
     def worker() -> None:
         with packs.one_at_a_time(IMPACT, stopped.is_set):
+            assert held() == frozenset()
             entered.set()
 
     with packs.one_at_a_time(IMPACT):
@@ -133,6 +134,7 @@ def test_a_stopped_job_does_not_wait_on():
         thread.start()
         until(lambda: len(packs) == 2)
         assert not entered.is_set()
+        assert held() == IMPACT
         stopped.set()
         packs.wake()
         assert entered.wait(30)
