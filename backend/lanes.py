@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from backend.faults import Fault
 from backend.histogram import Histogram, HistogramView
+from backend.issuing import Issuing
 
 Outcome = Literal["success", "error", "interrupted", "deleted"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "error", "interrupted", "deleted")
@@ -168,11 +169,12 @@ def _take(times: dict[str, deque[float]], prompt_id: str) -> float | None:
 
 @dataclass(frozen=True)
 class Lane:
-    """One GPU's place in the backend: its index (``gpu_id`` on the wire), its device, its counters."""
+    """One GPU's place in the backend: its index (``gpu_id`` on the wire), its device, its counters, its model calls."""
 
     index: int
     device: str
     stats: LaneStats = field(default_factory=LaneStats)
+    issuing: Issuing = field(default_factory=Issuing)
 
     def line(self) -> str:
         """The lane's counters since start on one log line; wait is from acceptance to start."""

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 
 from backend import devices
 from backend.histogram import HistogramView
+from backend.issuing import IssueView
 from backend.lanes import OUTCOMES, Lane, LaneSnapshot
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -36,6 +37,7 @@ class LaneCollector:
         yield from _jobs(rows)
         yield from _failures(rows)
         yield from _nodes(rows)
+        yield from _issuing([(str(lane.index), lane.issuing.view()) for lane in self._lanes])
         yield from self._device_memory()
 
     def _device_memory(self) -> Iterator[Metric]:
@@ -117,6 +119,30 @@ def _nodes(rows: Sequence[Row]) -> Iterator[Metric]:
         loads.add_metric([gpu], now.model_loads)
         unloads.add_metric([gpu], now.model_unloads)
     yield from (seconds, executions, hits, loads, unloads)
+
+
+def _issuing(rows: Sequence[tuple[str, IssueView]]) -> Iterator[Metric]:
+    calls = CounterMetricFamily("comfy_backend_model_calls", "Calls of a model, one or more a step.", labels=["gpu"])
+    seconds = CounterMetricFamily(
+        "comfy_backend_model_seconds",
+        "Seconds of model calls: whole steps; in them the lane's thread at work, standing still, held by the issue "
+        "lock.",
+        labels=["gpu", "part"],
+    )
+    ratio = GaugeMetricFamily(
+        "comfy_backend_issue_ratio", "h/T: the thread's share of a step, of late. On the CPU it is near 1 and means "
+        "nothing.", labels=["gpu"],
+    )
+    for gpu, now in rows:
+        calls.add_metric([gpu], now.calls)
+        for part, value in (
+            ("step", now.step_seconds), ("host", now.host_seconds), ("waited", now.waited_seconds),
+            ("locked", now.locked_seconds),
+        ):
+            seconds.add_metric([gpu, part], value)
+        if now.ratio is not None:
+            ratio.add_metric([gpu], now.ratio)
+    yield from (calls, seconds, ratio)
 
 
 def _histogram(name: str, text: str, views: Iterable[tuple[str, HistogramView]]) -> HistogramMetricFamily:

@@ -14,6 +14,7 @@ from backend.embedded import validation
 from backend.embedded.engine import Engine
 from backend.embedded.http import body_of, gpu_of, refuse
 from backend.embedded.jobs import Job
+from backend.verdict import describe
 
 log = logging.getLogger("backend.embedded.api")
 
@@ -127,7 +128,7 @@ class JobRoutes:
         for lane in self._engine.lanes:
             running, waiting = self._jobs.view(lane.index)
             queues.append(queue_line(lane.index, len(running), len(waiting), lane.stats.broken))
-        return web.json_response({"queues": queues})
+        return web.json_response({"queues": queues, "issuing": describe(self._engine.lanes)})
 
     async def post_queue(self, request: web.Request) -> web.Response:
         body = await body_of(request)

@@ -8,6 +8,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -20,6 +21,7 @@ from backend.embedded.jobs import Job
 from backend.embedded.node import Interrupted, NodeClass, Result, Run, is_link
 from backend.embedded.store import ModelStore
 from backend.lanes import Lane
+from backend.model_calls import ModelCalls
 
 log = logging.getLogger("backend.embedded.executor")
 
@@ -105,6 +107,7 @@ class Executor:
         self._registry = registry
         self._files = files
         self._models = models
+        self._calls = ModelCalls([lane])
         self._declared = {name: tuple(node.inputs(files)) for name, node in registry.items()}
         self._kept: dict[str, Result] = {}
 
@@ -220,12 +223,15 @@ class Executor:
         extra = job.extra_data.get("extra_pnginfo")
         run = Run(
             node_id, self._models.device, self._files, self._models, update, check, job.prompt,
-            extra if isinstance(extra, dict) else {}, attempt,
+            extra if isinstance(extra, dict) else {}, attempt, lambda: self._call(job, node_id),
         )  # fmt: skip
         start = time.monotonic()
         result = self._registry[class_type].run(run, **inputs)
         self._lane.stats.node_executed(class_type, time.monotonic() - start)
         return result
+
+    def _call(self, job: Job, node_id: str) -> AbstractContextManager[None]:
+        return self._calls.around(self._lane.index, (job.prompt_id, node_id), None)
 
     def _show(self, job: Job, node_id: str, result: Result, events: Events, found: Attempt) -> None:
         if not result.ui:

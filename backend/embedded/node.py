@@ -5,6 +5,7 @@ node by name and nothing of queues, sockets or HTTP.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,6 +51,8 @@ class Run:
     extra_pnginfo: Mapping[str, Any]
     attempt: int = 0
     """0, or 1 when the job runs again after the lane's memory was freed."""
+    model_call: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around each step's use of the model, which is counted."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def _sample(
     def clean(x: Tensor, sigma: float) -> Tensor:
         run.check()
         both = torch.cat([x, x])
-        wanted, unwanted = loaded.denoiser(both, torch.full((2 * batch,), sigma, device=x.device), text).chunk(2)
+        with run.model_call():
+            wanted, unwanted = loaded.denoiser(both, torch.full((2 * batch,), sigma, device=x.device), text).chunk(2)
         guided: Tensor = unwanted + (wanted - unwanted) * cfg
         return guided
 

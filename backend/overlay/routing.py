@@ -17,6 +17,7 @@ from backend.contract import GPU_HEADER, RETRY_AFTER, BadGpuHeader, parse_gpu, q
 from backend.faults import Fault
 from backend.lanes import Lane
 from backend.overlay.state import State
+from backend.verdict import describe
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -156,7 +157,7 @@ def install(state: State, server: Any) -> None:
         return web.json_response({"queues": [
             queue_line(lane.index, entry["running_count"], entry["pending_count"], lane.stats.broken)
             for lane, entry in zip(state.lanes, queue_all(state)["queues"], strict=True)
-        ]})
+        ], "issuing": describe(state.lanes)})
 
     @server.routes.get("/metrics")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _metrics(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from typing import Any
 from backend.context import PerLane, current_lane, in_lane
 from backend.faults import Fault
 from backend.lanes import Lane, OomLadder
+from backend.model_calls import Mode, ModelCalls
 from backend.overlay.events import ClientTable, SocketTable, Target
 from backend.overlay.interrupts import Interrupts
 from backend.overlay.outbox import Message
@@ -24,7 +25,9 @@ log = logging.getLogger("backend.overlay")
 class State:
     """One overlay; ``queues`` exists from the moment ComfyUI's server makes its queue."""
 
-    def __init__(self, lanes: Sequence[Lane], version: Version, serialize: Sequence[str] = ()) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane], version: Version, serialize: Sequence[str] = (), issue_lock: Mode = "off"
+    ) -> None:
         self.lanes = tuple(lanes)
         self.version = version
         self.packs = Packs(serialize)
@@ -32,6 +35,7 @@ class State:
         self.sockets = SocketTable(self.refresh)
         self.sockets_metadata: ClientTable[Any] = ClientTable()
         self.ladders = {lane.index: OomLadder() for lane in lanes}
+        self.model_calls = ModelCalls(lanes, issue_lock)
         self.client_id: PerLane[Any] = PerLane(lambda: None)
         self.last_node_id: PerLane[Any] = PerLane(lambda: None)
         self.last_prompt_id: PerLane[Any] = PerLane(lambda: None)

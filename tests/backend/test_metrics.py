@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backend.devices import Memory
 from backend.faults import device_broken
+from backend.issuing import ENOUGH, Call
 from backend.lanes import Lane
 from backend.metrics import Metrics
 
@@ -32,6 +33,8 @@ def busy() -> list[Lane]:
     stats.model_loaded()
     stats.model_unloaded()
     stats.fault(device_broken("cuda:0"))
+    for step in range(ENOUGH + 1):
+        lanes[0].issuing.called(Call("run", began=float(step), wall=0.5, host=0.25, locked=0.05))
     return lanes
 
 
@@ -64,6 +67,9 @@ def test_values_are_the_counters():
         'comfy_backend_device_memory_total_bytes{gpu="1"} 11.0',
         'comfy_backend_lane_faulted{gpu="0"} 1.0',
         'comfy_backend_cache_hits_total{gpu="0"} 3.0',
+        'comfy_backend_model_calls_total{gpu="0"} 11.0',
+        'comfy_backend_model_seconds_total{gpu="0",part="step"} 10.0',
+        'comfy_backend_model_seconds_total{gpu="0",part="host"} 2.75',
     ):
         assert line in text.splitlines()
 
