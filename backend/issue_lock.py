@@ -10,6 +10,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+Mode = Literal["auto", "on", "off"]
+MODES: Final = ("auto", "on", "off")
 Phase = Literal["off", "trial", "on", "check"]
 """``trial``: held for one window, to compare; ``check``: left off for one window, to compare again."""
 

@@ -9,16 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
-from backend.issue_lock import WINDOW, Decision, Window, after
+from backend.issue_lock import WINDOW, Decision, Mode, Window, after
 from backend.issuing import Call
 from backend.lanes import Lane
 
 log = logging.getLogger("backend.model_calls")
 
-Mode = Literal["auto", "on", "off"]
-MODES: Final = ("auto", "on", "off")
 PATIENCE: Final = 1.0
 """Seconds to wait for the lock. Issuing a step takes far less; whoever holds it longer is not issuing."""
 

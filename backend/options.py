@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend import devices
+from backend.issue_lock import MODES, Mode
 
 DEFAULT_GPUS = 4
 
@@ -30,6 +31,9 @@ class Options:
     """Folder of the embedded engine's models, input, output and temp."""
     serialize: tuple[str, ...] = ()
     allow_unknown: bool = False
+    issue_lock: Mode = "auto"
+    threads: int = 0
+    """Torch's threads for one operation of a lane; 0: as torch chooses."""
     warmup: Path | None = None
     exit_with_parent: bool = False
     gateway_lock: Path | None = None
@@ -58,6 +62,8 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
     gpus = args.gpus if args.gpus is not None else len(names) or _default_gpus(parser, env)
     if gpus < 1:
         parser.error(f"--gpus: {gpus}; at least one is needed")
+    if args.threads < 0:
+        parser.error(f"--threads: {args.threads}; 0 leaves it to torch")
     if names and len(names) != gpus:
         parser.error(f"--gpus says {gpus}, --devices names {len(names)}; say one of them, or the same number")
     comfyui = args.comfyui if args.comfyui is not None else env.get("COMFYUI_DIR", "")
@@ -71,6 +77,8 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         data=args.data,
         serialize=tuple(_words(args.serialize)),
         allow_unknown=args.allow_unknown,
+        issue_lock=args.issue_lock,
+        threads=args.threads,
         warmup=args.warmup,
         exit_with_parent=args.exit_with_parent,
         gateway_lock=args.gateway_lock,
@@ -109,6 +117,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--data", type=Path, default=Path("data"), help="embedded engine: models, input, output and temp")
     add("--serialize", default="", metavar="PACK,…", help="custom node packs whose jobs run one at a time")
     add("--allow-unknown", action="store_true", help="run on an untried ComfyUI when every patched name fits")
+    add("--issue-lock", choices=MODES, default="auto", help="one lane at a time issues a model's step (default auto)")
+    add("--threads", type=int, default=0, help="torch's threads for one operation of a lane (default torch's own)")
     add("--warmup", type=Path, default=None, metavar="FILE", help="API-format workflow each lane runs before ready")
     add("--exit-with-parent", action="store_true", help="stop when the process that started this one is gone")
     add("--gateway-lock", type=Path, metavar="FILE", help="stop when nobody holds a lock on FILE for --orphan seconds")

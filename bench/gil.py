@@ -130,9 +130,9 @@ def main() -> None:
             free.append(steps_done(chosen.lanes, wait, chosen.seconds) / alone)
             locked.append(steps_done(chosen.lanes, wait, chosen.seconds, threading.Lock()) / alone)
             apart.append(processes.steps_done(wait, chosen.seconds) / alone)
-        figures = [statistics.median(each) for each in (free, locked, apart)]
-        print(f"{share:>6} {min(chosen.lanes, 1 / share):>7.2f} {figures[0]:>9.2f} {figures[1]:>9.2f} {figures[2]:>10.2f}",
-              flush=True)
+        one, two, three = (statistics.median(each) for each in (free, locked, apart))
+        ideal = min(chosen.lanes, 1 / share)
+        print(f"{share:>6} {ideal:>7.2f} {one:>9.2f} {two:>9.2f} {three:>10.2f}", flush=True)
     processes.close()
 
 

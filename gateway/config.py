@@ -37,6 +37,7 @@ PerSecond = Annotated[float, Spec("rate", 0.001, 1_000_000)]
 LimitKey = Annotated[str, Spec("choice", choices=("client", "gpu"))]
 LimitScope = Annotated[str, Spec("choice", choices=("cost", "all"))]
 Resubmit = Annotated[str, Spec("choice", choices=("all", "pending-only"))]
+IssueLock = Annotated[str, Spec("choice", choices=("auto", "on", "off"))]
 Level = Annotated[str, Spec("choice", choices=("debug", "info", "warning", "error"))]
 
 
@@ -78,6 +79,10 @@ class Backend:
     """Custom node packs whose jobs run one at a time."""
     allow_unknown: Flag = False
     """Run on a ComfyUI version that was not tried, when every patched name fits."""
+    threads: Burst = 0
+    """Threads of torch's own for one operation of a lane on the CPU; 0: torch's choice, every core for each lane."""
+    issue_lock: IssueLock = "auto"
+    """One lane at a time hands a model's step to its GPU: on, off, or auto where that was measured to be faster."""
     warmup_workflow: Text = ""
     """API-format workflow file that each lane runs before it is ready; empty: allocator warm-up only."""
     restart_min: Seconds = 1.0

@@ -39,7 +39,7 @@ def run(checkout: comfy.Checkout, options: Options) -> int:
     except (comfy.ArgumentError, ValueError) as error:
         log.error("%s", error)  # noqa: TRY400 (the line is for the user; a traceback says no more)
         return EXIT_USAGE
-    state = State(lanes, version, options.serialize)
+    state = State(lanes, version, options.serialize, options.issue_lock, options.threads)
     patches = PatchSet(all_patches(state))
     problem = refusal(checkout.version, exact, options.allow_unknown, [*fingerprints.check(version), *patches.check()])
     if problem is not None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from backend.context import PerLane, current_lane, in_lane
 from backend.faults import Fault
+from backend.issue_lock import Mode
 from backend.lanes import Lane, OomLadder
-from backend.model_calls import Mode, ModelCalls
+from backend.model_calls import ModelCalls
 from backend.overlay.events import ClientTable, SocketTable, Target
 from backend.overlay.interrupts import Interrupts
 from backend.overlay.outbox import Message
@@ -26,7 +27,8 @@ class State:
     """One overlay; ``queues`` exists from the moment ComfyUI's server makes its queue."""
 
     def __init__(
-        self, lanes: Sequence[Lane], version: Version, serialize: Sequence[str] = (), issue_lock: Mode = "off"
+        self, lanes: Sequence[Lane], version: Version, serialize: Sequence[str] = (), issue_lock: Mode = "off",
+        threads: int = 0,
     ) -> None:
         self.lanes = tuple(lanes)
         self.version = version
@@ -35,6 +37,7 @@ class State:
         self.sockets = SocketTable(self.refresh)
         self.sockets_metadata: ClientTable[Any] = ClientTable()
         self.ladders = {lane.index: OomLadder() for lane in lanes}
+        self.threads = threads
         self.model_calls = ModelCalls(lanes, issue_lock)
         self.client_id: PerLane[Any] = PerLane(lambda: None)
         self.last_node_id: PerLane[Any] = PerLane(lambda: None)

@@ -64,7 +64,7 @@ def _lane(state: State, lane: Lane, loop: Callable[[], None]) -> None:
 
 def _work(state: State, lane: Lane, loop: Callable[[], None]) -> None:
     try:
-        warm_up(lane.device)
+        warm_up(lane.device, state.threads)
     except Exception:
         log.exception("[GPU %d] %s cannot be used", lane.index, lane.device)
         state.fault(lane.index, device_unusable(lane.device))
@@ -79,10 +79,15 @@ def _work(state: State, lane: Lane, loop: Callable[[], None]) -> None:
             time.sleep(PAUSE)
 
 
-def warm_up(device: str) -> None:
-    """Make ``device`` the thread's own, and its context and allocator with one small product on it."""
+def warm_up(device: str, threads: int = 0) -> None:
+    """Make ``device`` the thread's own, and its context and allocator with one small product on it.
+
+    ``threads`` is how many torch uses for one operation of this thread; 0 leaves that to torch.
+    """
     import torch  # noqa: PLC0415 (ComfyUI's environment has it; loaded by then)
 
+    if threads:
+        torch.set_num_threads(threads)
     if device.startswith("cuda"):
         torch.cuda.set_device(torch.device(device))
     square = torch.ones((8, 8), device=device)

@@ -56,6 +56,9 @@ def backend_command(
             argv += ["--serialize", ",".join(backend.serialize)]
         if backend.allow_unknown:
             argv += ["--allow-unknown"]
+        argv += ["--issue-lock", backend.issue_lock]
+        if backend.threads:
+            argv += ["--threads", str(backend.threads)]
     argv += ["--data", str(Path(backend.data).absolute())]
     if backend.warmup_workflow:
         argv += ["--warmup", str(Path(backend.warmup_workflow).absolute())]

@@ -103,7 +103,7 @@ def _backend(config: Config) -> Iterator[Finding]:
 def _backend_left_alone(config: Config) -> Iterator[Finding]:
     if config.backend.start:
         return
-    for name in ("comfyui", "python", "args", "devices", "serialize", "allow_unknown", "warmup_workflow"):
+    for name in ("comfyui", "python", "args", "devices", "serialize", "allow_unknown", "threads", "warmup_workflow"):
         if getattr(config.backend, name):
             path = ("backend", name)
             yield Finding((path, ("backend", "start")), "has no effect with start = false", warning=True)

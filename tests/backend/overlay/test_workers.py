@@ -157,3 +157,12 @@ def test_a_worker_that_cannot_be_started_is_a_fault(state: State, monkeypatch: p
     broken = state.lanes[2].stats.broken
     assert broken is not None
     assert "can't start new thread" in broken.reason
+
+
+def test_a_lanes_threads_are_set_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configured number reaches torch; without one torch's own choice stays."""
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    workers.warm_up("cpu", 3)
+    workers.warm_up("cpu")
+    assert asked == [3]

@@ -32,7 +32,8 @@ def test_the_embedded_engine_runs_on_our_own_interpreter():
 
 def test_a_comfyui_runs_on_its_own_interpreter_by_path():
     """Its environment has none of our packages, so the program is named by its file."""
-    backend = Backend(url="http://[::1]:9000", comfyui="/opt/comfy", serialize=("a", "b"), allow_unknown=True)
+    backend = Backend(url="http://[::1]:9000", comfyui="/opt/comfy", serialize=("a", "b"), allow_unknown=True,
+                      issue_lock="on", threads=2)
     present = {Path("/opt/comfy/main.py"), Path("/opt/comfy/venv/bin/python")}
     command = backend_command(backend, 2, {}, present.__contains__)
     assert command.argv[0] == "/opt/comfy/venv/bin/python"
@@ -42,6 +43,7 @@ def test_a_comfyui_runs_on_its_own_interpreter_by_path():
     assert (found["--host"], found["--port"], found["--comfyui"]) == ("::1", "9000", "/opt/comfy")
     assert found["--serialize"] == "a,b"
     assert "--allow-unknown" in found
+    assert (found["--issue-lock"], found["--threads"]) == ("on", "2")
     assert (Path(command.env["COMFY_GATEWAY_LIB"]) / "prometheus_client").is_dir()
 
 
