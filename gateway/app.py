@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gateway import __version__
+from gateway.api.front import Api
 from gateway.config import Config
 from gateway.fleet.ask import asker
 from gateway.fleet.command import backend_command
@@ -56,9 +57,10 @@ class App:
         self.metrics = Metrics(config.gpus, __version__)
         self.limiter = Limiter(config.rate, config.gpus)
         ask = asker(config.backend.url)
-        own_routes = OwnRoutes(self.fleet, self.metrics, ask).table()
+        own = OwnRoutes(self.fleet, self.metrics, ask)
         self.estate, self.desk = keepers(config, self.fleet)
-        self.server = Server(config, self.fleet, self.limiter, self.metrics, own_routes, self.desk)
+        self.api = Api(self.desk, self.fleet, ask, own.queue_all, self._gpu_ports) if self.desk is not None else None
+        self.server = Server(config, self.fleet, self.limiter, self.metrics, own.table(), self.desk, self.api)
         self.supervisor = self._supervisor(env, backend_line) if config.backend.start else None
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
         self._poller = Poller(self.fleet, ask, self._anybody_there, judges=self.supervisor is None)
@@ -105,6 +107,7 @@ class App:
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         desk = tasks.create_task(self.desk.run(), name="jobs") if self.desk is not None else None
+        api = tasks.create_task(self.api.run(), name="api") if self.api is not None else None
         keeper = tasks.create_task(self._keeper.run(), name="bridge-keeper") if self._keeper is not None else None
         poller = tasks.create_task(self._poller.run(), name="poller")
         announcer = tasks.create_task(self._announce(), name="announce")
@@ -114,6 +117,8 @@ class App:
         # The backend stays until the last request in flight has its answer.
         await self._unless_hurried(self.server.drain(self.config.timeouts.drain))
         poller.cancel()
+        if api is not None:
+            api.cancel()
         if keeper is not None:
             keeper.cancel()
         if desk is not None and self.desk is not None:
@@ -172,6 +177,9 @@ class App:
         if self.fleet.width < self.fleet.gpus:
             log.warning("%d ports, but the backend has only %d lane(s)", self.fleet.gpus, self.fleet.width)
         self._ready.set()
+
+    def _gpu_ports(self) -> list[int]:
+        return self.server.ports[1:]
 
     def _anybody_there(self) -> bool:
         return self.server.busy

@@ -5,36 +5,34 @@ no algorithm lives here: what a request costs, who may ask, which lane is free a
 """
 
 import asyncio
-import logging
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 from gateway.errors import (
     BACKEND_UNAVAILABLE,
-    INTERNAL,
     METHOD_NOT_ALLOWED,
     RATE_LIMITED,
     GatewayError,
 )
 from gateway.fleet.lanes import RETRY_AFTER, Reservation
-from gateway.jobs.desk import Handler as DeskHandler
 from gateway.jobs.incoming import Incoming
 from gateway.request import Kind, Request, classify, split_prefix
 from gateway.service import FRONT, Service
-from gateway.wire.answer import Answer, error_answer
+from gateway.wire.answer import Answer, Made
 from gateway.wire.backend import BackendConnection
 from gateway.wire.body import Pair
 from gateway.wire.client import ClientConnection
-from gateway.wire.exchange import CLIENT_LEFT, Exchange, too_large
+from gateway.wire.exchange import CLIENT_LEFT, too_large
 from gateway.wire.fields import is_sane_id, under_prefix
 from gateway.wire.head import AnswerHead, RequestHead
 from gateway.wire.outbound import outbound
+from gateway.wire.own import OwnAnswer
 from gateway.ws_bridge import Bridge, Claim, Renewal
 
-_log = logging.getLogger("gateway.proxy")
+Handler = Callable[[Incoming], Awaitable[Made]]
 
 # What is still answered for a GPU that takes no jobs: what became of those that it had.
 _RESULTS: Final = re.compile(rb"(?:/api)?/(?:history|view)(?![^/?])")
@@ -58,7 +56,7 @@ class Proxy(Service):
             request.fail(error)
 
 
-class ProxiedRequest(Exchange):
+class ProxiedRequest(OwnAnswer):
     """One request as the gateway sees it; the relay itself is ``Exchange``."""
 
     _asked = 0.0
@@ -67,14 +65,15 @@ class ProxiedRequest(Exchange):
     _kind = Kind.READ
     _prefix = b""
     _note = ""
-    _desk: DeskHandler | None = None
+    _desk: Handler | None = None
     """Who takes the whole request, for it concerns jobs; ``None``: it goes the way of bytes."""
+    _own = False
+    """Whether that is a route of ours, which chooses a GPU itself."""
     _parts: bytearray | None = None
     """The body, when it is handed over whole."""
     _place: Reservation | None = None
     _claim: Claim | None = None
     _timer: asyncio.TimerHandle | None = None
-    _task: asyncio.Task[None] | None = None
 
     def __init__(self, proxy: Service, client: ClientConnection, head: RequestHead) -> None:
         super().__init__(proxy, client, head)
@@ -107,14 +106,19 @@ class ProxiedRequest(Exchange):
             return
         if self._gpu is None and self._front_door(head.target):
             return
-        self._kind = classify(head.method, self._target, upgrade=fields.upgrade)
+        front = client.gpu is None
+        if proxy.api is not None and (found := proxy.api.find(head.method, self._target, front=front)) is not None:
+            self._own = True
+            self._kind, self._desk = found
+        else:
+            self._kind = classify(head.method, self._target, upgrade=fields.upgrade)
         if fields.length and fields.length > proxy.max_body:
             raise too_large(proxy.max_body)
         if fields.rewritten is None:
             own = client.transport.get_extra_info("sockname")
             fields.rewritten, fields.address = outbound(fields, client.peer, own, proxy.trusted)
         self._address = fields.address
-        if proxy.desk is not None:
+        if proxy.desk is not None and not self._own:
             self._desk = proxy.desk.handler(self._kind, head.method, self._target)
         self._limit()
 
@@ -123,7 +127,7 @@ class ProxiedRequest(Exchange):
         proxy = self._proxy
         path, _, query = target.partition(b"?")
         if proxy.own_routes and (handler := proxy.own_routes.get(_decoded(path))) is not None:
-            self._run(handler(self._request(target, self._peer, None)))
+            self.run(proxy, handler(self._request(target, self._peer, None)))
             return True
         prefix = split_prefix(target, proxy.gpus)
         if prefix is None:
@@ -149,7 +153,7 @@ class ProxiedRequest(Exchange):
             raise GatewayError(BACKEND_UNAVAILABLE, text, fleet.reason, retry_after=fleet.retry_after)
         if self._desk is None and (fault := fleet.fault(gpu)) and not _RESULTS.match(self._target):
             raise GatewayError(BACKEND_UNAVAILABLE, fault, "The backend starts again.", retry_after=RETRY_AFTER)
-        if gpu is None and kind is Kind.SUBMIT:
+        if gpu is None and kind is Kind.SUBMIT and not self._own:
             gpu = self._gpu = fleet.choose()
             self._label = proxy.labels[gpu]
         verdict = proxy.limiter.check(gpu, kind, self._address, time.monotonic())
@@ -159,7 +163,7 @@ class ProxiedRequest(Exchange):
             text = "Too many requests."
             hint = f"Try again in {verdict.retry_after} s."
             raise GatewayError(RATE_LIMITED, text, hint, retry_after=verdict.retry_after, headers=verdict.headers)
-        if kind is Kind.SUBMIT and gpu is not None:
+        if kind is Kind.SUBMIT and gpu is not None and not self._own:
             # At once, so that the next of a burst finds this lane fuller, however long this one's body takes.
             self._place = fleet.reserve(gpu)
         if verdict.delay:
@@ -228,11 +232,12 @@ class ProxiedRequest(Exchange):
 
     def rewrite(self, lines: bytes) -> bytes:
         """Under a prefix, what the backend points to on this host is under it, too."""
-        return under_prefix(lines, self._prefix, self.head.fields.host or b"") if self._prefix else lines
+        lines = under_prefix(lines, self._prefix, self.head.fields.host or b"") if self._prefix else lines
+        return super().rewrite(lines)
 
     def outlives_client(self) -> bool:
         """A submission that has been sent whole is a job or is none; only the backend's answer says which."""
-        return self._kind is Kind.SUBMIT
+        return self._kind is Kind.SUBMIT and not self._fetching
 
     def upgraded(self, head: bytes, backend: BackendConnection, rest: bytes) -> None:
         """Hand both sockets to a bridge."""
@@ -301,7 +306,7 @@ class ProxiedRequest(Exchange):
         if self._desk is not None and self._asked:
             self._hand_over(self._desk)
 
-    def _collect(self, desk: DeskHandler) -> None:
+    def _collect(self, desk: Handler) -> None:
         """Nothing stands against the request: take its body, then hand it over."""
         self._asked = time.monotonic()
         if not self.head.has_body or self._upload_ended is not None:
@@ -309,7 +314,7 @@ class ProxiedRequest(Exchange):
         else:
             self.invite_body()
 
-    def _hand_over(self, desk: DeskHandler) -> None:
+    def _hand_over(self, desk: Handler) -> None:
         gpu = self._gpu
         front = self.client is not None and self.client.gpu is None and not self._prefix
         lines = self.head.fields.rewritten or b""
@@ -319,29 +324,11 @@ class ProxiedRequest(Exchange):
         request = self._request(self._target, self._address, gpu)
         place, self._place = self._place, None
         port = FRONT if front else f"gpu{gpu}"
-        self._run(desk(Incoming(request, bytes(self._parts or b""), lines, port, place)))
+        self.run(self._proxy, desk(Incoming(request, bytes(self._parts or b""), lines, port, place)))
 
     def _request(self, target: bytes, client: str, gpu: int | None) -> Request:
         pairs, request_id = self.head.fields.pairs, self.request_id.decode()
         return Request(self.head.method, target, pairs, client, gpu, self._kind, request_id)
-
-    def _run(self, work: Awaitable[Answer]) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._own(work), name="own-route")
-        self._proxy.tasks.add(self._task)
-        self._task.add_done_callback(self._proxy.tasks.discard)
-
-    async def _own(self, work: Awaitable[Answer]) -> None:
-        head = self.head
-        try:
-            answer = await work
-        except GatewayError as error:
-            answer = error_answer(error)
-        except Exception:  # noqa: BLE001 - whatever a handler raises, the client gets an answer and the log the trace
-            _log.exception("own route %r failed", head.target)
-            answer = error_answer(GatewayError(INTERNAL, "The gateway failed to answer."))
-        self._task = None
-        if not self.ended:
-            self.answer(answer)
 
     # Finish
 
@@ -357,9 +344,7 @@ class ProxiedRequest(Exchange):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        self.drop_task()
         proxy.running.discard(self)
         metrics = proxy.metrics
         metrics.in_flight -= 1

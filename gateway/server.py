@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from gateway.api.front import Api
 from gateway.config import Config, Timeouts
 from gateway.fleet.lanes import Fleet
 from gateway.jobs.desk import Desk
@@ -51,6 +52,7 @@ class Server:
         metrics: Metrics,
         own_routes: Mapping[bytes, Handler],
         desk: Desk | None = None,
+        api: Api | None = None,
     ) -> None:
         """Take a whole configuration and those who decide; nothing is opened yet.
 
@@ -59,7 +61,7 @@ class Server:
         """
         self._config = config
         self._proxy = Proxy(
-            config, limiter=limiter, fleet=fleet, metrics=metrics, own_routes=own_routes, desk=desk
+            config, limiter=limiter, fleet=fleet, metrics=metrics, own_routes=own_routes, desk=desk, api=api
         )
         self.pool = self._proxy.pool
         self.bridges = self._proxy.bridges
@@ -110,6 +112,8 @@ class Server:
         """
         proxy = self._proxy
         proxy.draining = True
+        if proxy.api is not None:
+            proxy.api.leave()
         self._stop_listening()
         loop = asyncio.get_running_loop()
         start = loop.time()

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from gateway.api.front import Api
 from gateway.config import Config
 from gateway.errors import GATEWAY_BUSY, GatewayError
 from gateway.fleet.lanes import Fleet
@@ -47,12 +48,13 @@ class Service:
         metrics: Metrics,
         own_routes: Mapping[bytes, Handler] | None = None,
         desk: Desk | None = None,
+        api: Api | None = None,
     ) -> None:
         """Take a whole configuration and those who decide.
 
         ``own_routes``: decoded paths of the front door that the gateway answers itself. ``desk`` takes what concerns
-        jobs on any port; ``None``: jobs are requests like all others. ``pool`` and ``bridges`` are
-        there at once, for metrics to watch; nothing runs before ``start``.
+        jobs on any port; ``None``: jobs are requests like all others. ``api`` answers the routes that are ours
+        alone. ``pool`` and ``bridges`` are there at once, for metrics to watch; nothing runs before ``start``.
         """
         self.config = config
         self.limiter = limiter
@@ -60,6 +62,7 @@ class Service:
         self.metrics = metrics
         self.own_routes = dict(own_routes or {})
         self.desk = desk
+        self.api = api
         self.pool = Pool(config)
         self.bridges = Bridges(metrics, config.timeouts.bridge_close)
         self.access = AccessLog(enabled=config.log.access)

@@ -27,6 +27,7 @@ RUNGS = [
     "gateway.observe",
     "gateway.fleet",
     "gateway.jobs",
+    "gateway.api",
     "gateway.ws_bridge",
     "gateway.ws_keep",
     "gateway.service",
@@ -47,7 +48,7 @@ FUNCTION_LINES = 80
 
 LOOP_TASKS: dict[str, str] = {
     "gateway.wire.pool": "dials are cancelled by name through the pool's own set, which close() empties",
-    "gateway.proxy": "an own route's task ends with its request: answered, or cancelled when the client leaves",
+    "gateway.wire.own": "an own route's task ends with its request: answered, or cancelled when the client leaves",
 }
 """Modules that make a task other than in a task group, and who ends it."""
 

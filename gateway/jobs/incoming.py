@@ -3,8 +3,9 @@
 Pure. Owns which fields of either are taken off. Must never know what is done with it.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from gateway.fleet.ask import Reply
 from gateway.fleet.lanes import Reservation
@@ -29,6 +30,8 @@ class Incoming:
     """``gpu0`` … or ``front``: where it came in."""
     place: Reservation | None = None
     """Its place on the lane; whoever takes the request settles it."""
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """What its record is to hold beyond what the request says."""
 
     def field(self, name: bytes) -> str:
         """The value of a field that is there once; ``name`` in lower case."""

@@ -85,6 +85,8 @@ class Record:
     """``type``, ``message`` and what else is known, when it failed or was lost."""
     hidden: bool = False
     """Whether it was removed from the history by a client."""
+    webhook: Mapping[str, Any] = field(default_factory=dict)
+    """Who is told of its end, and how that stands: ``url``, ``secret``, ``tries``, ``next``, ``told``, ``why``."""
 
     @property
     def ended(self) -> bool:

@@ -209,6 +209,7 @@ class Submissions:
             digest=digest,
             boot="" if away else fleet.boot,
             booted=fleet.booted,
+            **incoming.known,
         )
         body = to_utf8(prompt.body, incoming.field(b"content-type"))
         try:

@@ -3,6 +3,7 @@
 Pure. Owns their rendering, errors included. Must never know who asked or why.
 """
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -18,6 +19,31 @@ class Answer:
     status: int
     headers: tuple[Pair, ...] = ()
     body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer that comes in parts, each sent as soon as it is there; the generator is closed when the client leaves.
+
+    No part may be empty.
+    """
+
+    status: int
+    headers: tuple[Pair, ...]
+    parts: AsyncGenerator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """The answer that the backend gives to a GET of ``target``; ``headers`` are added to it."""
+
+    target: bytes
+    headers: tuple[Pair, ...] = ()
+    gpu: int | None = None
+
+
+Made = Answer | Stream | Fetch
+"""What whoever answers a request here may give."""
 
 
 def json_answer(status: int, body: bytes, headers: tuple[Pair, ...] = ()) -> Answer:
@@ -46,6 +72,18 @@ def render(answer: Answer, *, connection: bytes, request_id: bytes, with_body: b
     lines.append(b"\r\n")
     if with_body:
         lines.append(answer.body)
+    return b"".join(lines)
+
+
+def render_head(stream: Stream, *, chunked: bool, keep: bool, request_id: bytes) -> bytes:
+    """The head of an answer in parts: chunked, or for HTTP/1.0 up to the connection's end."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (stream.status, reason_of(stream.status))]
+    lines += [b"%b: %b\r\n" % pair for pair in stream.headers]
+    if chunked:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    if not keep:
+        lines.append(b"Connection: close\r\n")
+    lines.append(b"X-Request-ID: %b\r\n\r\n" % request_id)
     return b"".join(lines)
 
 

@@ -56,6 +56,8 @@ class Exchange:
     _keep = False
     _chunked_out = False
     _delimited = False
+    _fetching = False
+    """Whether the backend is asked for something else than the client sent: its body is not for the backend."""
 
     def __init__(self, owner: Owner, client: ClientConnection, head: RequestHead) -> None:
         self._owner = owner
@@ -147,7 +149,7 @@ class Exchange:
             if self.client is not None:
                 self.client.resume_reading()
             connection.write(b"".join(early))
-        if not uploading and self.head.has_body:
+        if not uploading and self.head.has_body and not self._fetching:
             self._end_upload(connection)
 
     def unconnected(self, error: GatewayError) -> None:

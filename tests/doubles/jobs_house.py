@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from gateway.api.front import Api
 from gateway.config import Jobs
+from gateway.fleet.ask import asker
 from gateway.fleet.lanes import Fleet
+from gateway.fleet.own_routes import OwnRoutes
 from gateway.jobs.bus import LocalBus
 from gateway.jobs.desk import Desk
 from gateway.jobs.record import Record
@@ -78,7 +81,8 @@ class Comfy:
             self.told.append((path, json.loads(seen.body) if seen.body else None))
             await peer.reply(b"")
         elif path == "/queue/all":
-            queue = {"queue_running": _items(self.running), "queue_pending": _items(self.pending)}
+            queue = {"gpu_id": 0, "queue_running": _items(self.running), "queue_pending": _items(self.pending)}
+            queue |= {"running_count": len(self.running), "pending_count": len(self.pending)}
             await peer.reply(json.dumps({"queues": [queue]}).encode())
         elif path == "/history":
             await peer.reply(json.dumps(self.history).encode())
@@ -86,6 +90,10 @@ class Comfy:
             job = unquote(path.removeprefix("/history/"))
             found = {job: self.history[job]} if job in self.history else {}
             await peer.reply(json.dumps(found).encode())
+        elif path == "/view":
+            await peer.reply(seen.method + b" " + seen.target, extra=b"Content-Type: image/png\r\n")
+        elif path in {"/api/jobs", "/jobs", "/debug/queues"}:
+            await peer.reply(b"", status="404 Not Found")
         else:
             await peer.reply(b"ok")
 
@@ -124,6 +132,7 @@ class House:
 
     server: Server
     desk: Desk
+    api: Api
     fleet: Fleet
     comfy: Comfy
     backend: Backend
@@ -180,16 +189,21 @@ async def house(folder: Path, *, up: str = "boot-1", **jobs: Any) -> AsyncIterat
         fleet = Fleet(config.gpus)
         desk = Desk(config, fleet, SQLiteStore(folder / "jobs.sqlite3"), LocalBus())
         await desk.open()
-        server = Server(config, fleet, Limiter(config.rate, config.gpus), Metrics(config.gpus, "t"), {}, desk)
+        metrics = Metrics(config.gpus, "t")
+        ask = asker(backend.url)
+        own = OwnRoutes(fleet, metrics, ask)
+        api = Api(desk, fleet, ask, own.queue_all, lambda: server.ports[1:])
+        server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own.table(), desk, api)
         await server.start()
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(desk.run(), name="jobs")
+            running = [tasks.create_task(desk.run(), name="jobs"), tasks.create_task(api.run(), name="api")]
             await asyncio.sleep(0)
             if up:
                 fleet.backend_up("double", boot=up, booted=float(len(up)))
             try:
-                yield House(server, desk, fleet, comfy, backend)
+                yield House(server, desk, api, fleet, comfy, backend)
             finally:
-                running.cancel()
+                for each in running:
+                    each.cancel()
                 await server.close()
                 await desk.close()

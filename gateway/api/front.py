@@ -1,0 +1,89 @@
+"""The API put together: which handlers there are, under which paths, and their life from start to stop.
+
+Owns the table. Must never answer anything itself.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway.api.generate import GenerateRoutes, QueueAll
+from gateway.api.hand_in import Desks
+from gateway.api.jobs import JobRoutes
+from gateway.api.route import Found, Route, Table
+from gateway.api.watch import Watch
+from gateway.fleet.ask import Ask
+from gateway.fleet.lanes import Fleet
+from gateway.jobs.desk import Desk
+from gateway.jobs.record import Record
+from gateway.request import Kind
+
+_WAIT: Mapping[str, Any] = {"type": "integer", "minimum": 0, "maximum": 600}
+_JOB = {202: "Job", 200: "Job", 400: "Error", 404: "Error"}
+
+
+class Api:
+    """What the proxy asks whether a request is for it."""
+
+    def __init__(
+        self, desk: Desk, fleet: Fleet, ask: Ask, queue_all: QueueAll, gpu_ports: Callable[[], list[int]]
+    ) -> None:
+        self.watch = Watch(desk.journal)
+        desks = Desks(desk, fleet)
+        self._jobs = JobRoutes(desk, desks, self.watch, fleet.gpus, self._more)
+        self._generate = GenerateRoutes(fleet, ask, queue_all, desks, self.watch, gpu_ports)
+        self.table = Table([*self._job_routes(), *self._generate_routes()])
+
+    def find(self, method: bytes, target: bytes, *, front: bool) -> Found | None:
+        """Who answers this request; see ``Table.find``."""
+        return self.table.find(method, target, front=front)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.watch.run(), name="job-bells")
+
+    def leave(self) -> None:
+        """The gateway is going to end: who waits for a job is told how it stands."""
+        self.watch.leave()
+
+    def _more(self, record: Record) -> Mapping[str, Any]:
+        return {"progress": None, "position": None, "eta_seconds": None}
+
+    def _job_routes(self) -> list[Route]:
+        jobs = self._jobs
+        wait = {"wait": _WAIT}
+        return [
+            Route("POST", "/jobs", jobs.submit, "Submit a workflow or a batch of them.", {
+                200: "Submitted", 202: "Submitted", 400: "Error", 406: "Error", 415: "Error", 422: "Error",
+                429: "Error", 503: "Error",
+            }, body="Submission", query=wait, kind=Kind.SUBMIT),
+            Route("GET", "/jobs", jobs.all, "List jobs, the youngest first.", {200: "JobList", 400: "Error"}, query={
+                "state": {"type": "string", "description": "States, with commas between them."},
+                "client": {"type": "string", "description": "A client_id, or a client's address."},
+                "gpu": {"type": "integer", "minimum": 0},
+                "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+                "cursor": {"type": "integer", "minimum": 0, "description": "The field next of the page before."},
+            }),
+            Route("GET", "/jobs/{id}", jobs.one, "One job.", {200: "Job", 400: "Error", 404: "Error"}, query=wait),
+            Route("GET", "/jobs/{id}/outputs/{n}", jobs.output, "The bytes of one output.", {
+                200: "*/*", 206: "*/*", 304: "", 404: "Error", 416: "", 503: "Error",
+            }),
+            Route("DELETE", "/jobs/{id}", jobs.cancel, "Cancel a job, wherever it is.", _JOB, kind=Kind.CONTROL),
+        ]  # fmt: skip
+
+    def _generate_routes(self) -> list[Route]:
+        its = self._generate
+        refused = {400: "Error", 415: "Error", 422: "Error", 429: "Error", 503: "Unhealthy"}
+        return [
+            Route("POST", "/generate", its.generate, "Submit to the best GPU.", {
+                200: "Generated", **refused
+            }, body="Generate", kind=Kind.SUBMIT),
+            Route("POST", "/test/workflow", its.test_workflow, "Submit a small text-to-image workflow.", {
+                200: "Generated", **refused
+            }, body="TestWorkflow", kind=Kind.SUBMIT),
+            Route("GET", "/status", its.status, "How full each GPU is.", {200: "Status"}),
+            Route("GET", "/instances", its.instances, "The GPUs and their addresses.", {200: "Instances"}),
+            Route("GET", "/queue/{instance*}", its.queue, "One GPU's queue.", {200: "Queue", 404: "Error"}),
+            Route("GET", "/debug/queues", its.debug_queues, "Jobs per GPU.", {200: "QueueCounts", 503: "Error"}),
+        ]  # fmt: skip
