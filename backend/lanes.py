@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from backend.faults import Fault
 from backend.histogram import Histogram, HistogramView
+from backend.holdings import Holdings
 from backend.issuing import Issuing
 
 Outcome = Literal["success", "error", "interrupted", "deleted"]
@@ -169,12 +170,13 @@ def _take(times: dict[str, deque[float]], prompt_id: str) -> float | None:
 
 @dataclass(frozen=True)
 class Lane:
-    """One GPU's place in the backend: its index (``gpu_id`` on the wire), its device, its counters, its model calls."""
+    """One GPU's place in the backend: its index (``gpu_id`` on the wire), its device, its counters, model calls, weights."""
 
     index: int
     device: str
     stats: LaneStats = field(default_factory=LaneStats)
     issuing: Issuing = field(default_factory=Issuing)
+    weights: Holdings = field(default_factory=Holdings)
 
     def line(self) -> str:
         """The lane's counters since start on one log line; wait is from acceptance to start."""

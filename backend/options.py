@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend import devices
+from backend import devices, share
 from backend.issue_lock import MODES, Mode
 
 DEFAULT_GPUS = 4
@@ -34,6 +34,8 @@ class Options:
     issue_lock: Mode = "auto"
     threads: int = 0
     """Torch's threads for one operation of a lane; 0: as torch chooses."""
+    share_weights: str = "on"
+    """One of ``share.MODES``."""
     warmup: Path | None = None
     exit_with_parent: bool = False
     gateway_lock: Path | None = None
@@ -79,6 +81,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         allow_unknown=args.allow_unknown,
         issue_lock=args.issue_lock,
         threads=args.threads,
+        share_weights=args.share_weights or _share_weights(parser, env),
         warmup=args.warmup,
         exit_with_parent=args.exit_with_parent,
         gateway_lock=args.gateway_lock,
@@ -96,6 +99,13 @@ def _default_gpus(parser: argparse.ArgumentParser, env: Mapping[str, str]) -> in
     if not text.isdigit():
         parser.error(f"COMFY_NUM_GPUS is {text!r}; it must be a whole number")
     return int(text)
+
+
+def _share_weights(parser: argparse.ArgumentParser, env: Mapping[str, str]) -> str:
+    try:
+        return share.mode(env)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _words(text: str) -> list[str]:
@@ -119,6 +129,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--allow-unknown", action="store_true", help="run on an untried ComfyUI when every patched name fits")
     add("--issue-lock", choices=MODES, default="auto", help="one lane at a time issues a model's step (default auto)")
     add("--threads", type=int, default=0, help="torch's threads for one operation of a lane (default torch's own)")
+    add("--share-weights", choices=share.MODES, default=None,
+        help="one host copy of the weights for all lanes (default COMFY_SHARE_WEIGHTS, else on)")
     add("--warmup", type=Path, default=None, metavar="FILE", help="API-format workflow each lane runs before ready")
     add("--exit-with-parent", action="store_true", help="stop when the process that started this one is gone")
     add("--gateway-lock", type=Path, metavar="FILE", help="stop when nobody holds a lock on FILE for --orphan seconds")

@@ -38,6 +38,7 @@ LimitKey = Annotated[str, Spec("choice", choices=("client", "gpu"))]
 LimitScope = Annotated[str, Spec("choice", choices=("cost", "all"))]
 Resubmit = Annotated[str, Spec("choice", choices=("all", "pending-only"))]
 IssueLock = Annotated[str, Spec("choice", choices=("auto", "on", "off"))]
+ShareWeights = Annotated[str, Spec("choice", choices=("on", "strict", "off"))]
 Level = Annotated[str, Spec("choice", choices=("debug", "info", "warning", "error"))]
 
 
@@ -83,6 +84,8 @@ class Backend:
     """Threads of torch's own for one operation of a lane on the CPU; 0: torch's choice, every core for each lane."""
     issue_lock: IssueLock = "auto"
     """One lane at a time hands a model's step to its GPU: on, off, or auto where that was measured to be faster."""
+    share_weights: ShareWeights = "on"
+    """One host copy of ComfyUI's weights for all lanes; strict maps it read-only (a writer crashes), off: one each."""
     warmup_workflow: Text = ""
     """API-format workflow file that each lane runs before it is ready; empty: allocator warm-up only."""
     restart_min: Seconds = 1.0

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any, Final
 
-from backend import devices
+from backend import devices, share
 from backend.contract import EXIT_DEVICE_FAULT, EXIT_OK, EXIT_PORT_IN_USE, EXIT_USAGE, Ready
 from backend.faults import before_leaving
 from backend.lanes import Lane
@@ -39,6 +39,7 @@ def run(checkout: comfy.Checkout, options: Options) -> int:
     except (comfy.ArgumentError, ValueError) as error:
         log.error("%s", error)  # noqa: TRY400 (the line is for the user; a traceback says no more)
         return EXIT_USAGE
+    os.environ[share.SWITCH] = options.share_weights  # the patches are made from the lanes alone
     state = State(lanes, version, options.serialize, options.issue_lock, options.threads)
     patches = PatchSet(all_patches(state))
     problem = refusal(checkout.version, exact, options.allow_unknown, [*fingerprints.check(version), *patches.check()])

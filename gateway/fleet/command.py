@@ -59,6 +59,8 @@ def backend_command(
         argv += ["--issue-lock", backend.issue_lock]
         if backend.threads:
             argv += ["--threads", str(backend.threads)]
+        if not env.get("COMFY_SHARE_WEIGHTS", "").strip():
+            argv += ["--share-weights", backend.share_weights]
     argv += ["--data", str(Path(backend.data).absolute())]
     if backend.warmup_workflow:
         argv += ["--warmup", str(Path(backend.warmup_workflow).absolute())]

@@ -107,6 +107,9 @@ def _backend_left_alone(config: Config) -> Iterator[Finding]:
         if getattr(config.backend, name):
             path = ("backend", name)
             yield Finding((path, ("backend", "start")), "has no effect with start = false", warning=True)
+    if config.backend.share_weights != "on":
+        path = ("backend", "share_weights")
+        yield Finding((path, ("backend", "start")), "has no effect with start = false", warning=True)
 
 
 def _devices(config: Config) -> Iterator[Finding]:

@@ -18,13 +18,13 @@ def test_everything():
     found = parse(
         ["--host", "::1", "--port", "0", "--gpus", "2", "--devices", "cuda:1, 1", "--comfyui", "/c", "--data", "/d",
          "--serialize", "a,b", "--allow-unknown", "--warmup", "w.json", "--exit-with-parent", "--testing-nodes",
-         "--issue-lock", "off", "--threads", "3", "--", "--lowvram", "--", "x"],
+         "--issue-lock", "off", "--threads", "3", "--share-weights", "strict", "--", "--lowvram", "--", "x"],
         {},
     )  # fmt: skip
     assert found == Options(
         host="::1", port=0, gpus=2, devices=("cuda:1", "cuda:1"), comfyui=Path("/c"), data=Path("/d"),
         serialize=("a", "b"), allow_unknown=True, warmup=Path("w.json"), exit_with_parent=True, testing=True,
-        issue_lock="off", threads=3,
+        issue_lock="off", threads=3, share_weights="strict",
         comfyui_args=("--lowvram", "--", "x"),
     )  # fmt: skip
 
@@ -39,6 +39,15 @@ def test_the_environment_has_the_seeds_switches():
     assert parse(["--comfyui", ""], env).comfyui is None
 
 
+@pytest.mark.parametrize(
+    ("word", "mode"), [("", "on"), ("1", "on"), ("writable", "on"), ("Strict", "strict"), ("0", "off"), ("off", "off")]
+)
+def test_the_environment_says_how_weights_are_shared(word: str, mode: str):
+    """COMFY_SHARE_WEIGHTS knows on, strict and off and what older starts said; the argument goes before it."""
+    assert parse([], {"COMFY_SHARE_WEIGHTS": word}).share_weights == mode
+    assert parse(["--share-weights", "off"], {"COMFY_SHARE_WEIGHTS": word}).share_weights == "off"
+
+
 def test_devices_say_how_many_lanes():
     """One lane per named device."""
     assert parse(["--devices", "cuda:0,cuda:0,cuda:1"], {"COMFY_NUM_GPUS": "7"}).gpus == 3
@@ -51,6 +60,8 @@ def test_devices_say_how_many_lanes():
         (["--gpus", "3", "--devices", "cuda:0"], {}, "--devices names 1"),
         (["--devices", "banana"], {}, "is not a device"),
         ([], {"COMFY_NUM_GPUS": "many"}, "COMFY_NUM_GPUS"),
+        ([], {"COMFY_SHARE_WEIGHTS": "maybe"}, "COMFY_SHARE_WEIGHTS"),
+        (["--share-weights", "maybe"], {}, "--share-weights"),
         (["--port", "x"], {}, "--port"),
     ],
 )

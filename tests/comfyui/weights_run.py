@@ -359,8 +359,9 @@ def digest_of_file(path: str) -> str:
     import safetensors.torch  # noqa: PLC0415
 
     from backend.overlay.weights.files import File, FileKey  # noqa: PLC0415
+    from backend.overlay.weights.sealed import Memory  # noqa: PLC0415
 
-    return File(FileKey.of(path), safetensors.torch.load_file(path), None, protect=False).digest()
+    return File(FileKey.of(path), safetensors.torch.load_file(path), None, Memory(protect=False)).digest()
 
 
 if __name__ == "__main__":

@@ -190,6 +190,10 @@ class LoadedModels:
         with contextlib.suppress(TypeError):  # no weak reference, or no hash: it never changes hands
             self._used[model] = held()
 
+    def of(self, lane: int) -> list[Any]:
+        """The models that ``lane`` has loaded."""
+        return [model for entry in list(self.entries.lanes.of(lane)) if (model := _model(entry)) is not None]
+
     def count_load(self) -> None:
         if self.lane is not None:
             self.lane.stats.model_loaded()

@@ -20,6 +20,8 @@ from backend.overlay.patches.model_lists import LoadedModels
 def patches(lanes: Sequence[Lane]) -> list[Patch]:
     """The list of loaded models, every function that walks it, the device, and newer versions' memory state."""
     loaded = LoadedModels(lanes)
+    for lane in lanes:
+        lane.weights.models = functools.partial(loaded.of, lane.index)
     by_lane = "one lane would change the list under another's loop, or free its models"
     required = [
         Patch(f"{MANAGEMENT}:current_loaded_models", lambda _: loaded.entries, by_lane, _empty_list),

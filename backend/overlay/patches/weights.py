@@ -1,8 +1,8 @@
 """One host copy of the weights for all lanes: where ComfyUI opens files, fills modules, moves and patches weights.
 
 Owns the ComfyUI names this hangs on; the mechanism is in ``backend.overlay.weights``. All of it is optional: one
-name that does not fit leaves all of it out. ``COMFY_SHARE_WEIGHTS`` switches it: ``1`` (also by default), ``0``, or
-``writable`` for masters that are not mapped read-only.
+name that does not fit leaves all of it out. ``COMFY_SHARE_WEIGHTS`` switches it: ``on`` (also by default), ``off``, or
+``strict`` for masters that are mapped read-only.
 """
 
 import contextlib
@@ -16,42 +16,24 @@ from typing import Any, Final
 
 import torch
 
+from backend import share
+from backend.context import current_lane
 from backend.lanes import Lane
-from backend.overlay.patch import Patch, absent, params_start, read
+from backend.overlay.patch import Patch, params, params_start
+from backend.overlay.patches import weights_loaders
 from backend.overlay.patches.memory import only_present
-from backend.overlay.weights import hooks, modules
+from backend.overlay.serialize import packs_used
+from backend.overlay.weights import hooks, modules, pages
 from backend.overlay.weights.assign import load as fill
-from backend.overlay.weights.loading import as_loading, current
+from backend.overlay.weights.guard import Guard
+from backend.overlay.weights.loading import current
+from backend.overlay.weights.report import Report
 from backend.overlay.weights.store import Store
 
 log = logging.getLogger("backend.overlay")
 
-SWITCH: Final = "COMFY_SHARE_WEIGHTS"
-_OFF: Final = {"0", "false", "off", "no"}
 _COPY: Final = "each lane would load, and keep, a copy of its own"
 _CPU: Final = torch.device("cpu")
-
-LOADERS: Final = (
-    ("comfy.sd:load_checkpoint_guess_config", ("ckpt_path",)),
-    ("comfy.sd:load_diffusion_model", ("unet_path",)),
-    ("comfy.sd:load_clip", ("ckpt_paths",)),
-    ("comfy.sd:load_style_model", ("ckpt_path",)),
-    ("comfy.sd:load_gligen", ("ckpt_path",)),
-    ("comfy.controlnet:load_controlnet", ("ckpt_path",)),
-    ("comfy.clip_vision:load", ("ckpt_path",)),
-    ("comfy.diffusers_load:load_diffusers", ("model_path",)),
-    ("comfy.taesd.taesd:TAESD.__init__", ("self",)),
-    ("nodes:VAELoader.load_vae", ("self", "vae_name")),
-)
-NEWER_LOADERS: Final = (
-    ("comfy.sd:load_checkpoint_guess_config_model_only", ("ckpt_path",)),
-    ("comfy.sd:load_checkpoint_guess_config_clip_only", ("ckpt_path",)),
-)
-LOADER_NODES: Final = (
-    *("UpscaleModelLoader", "LatentUpscaleModelLoader", "ModelPatchLoader", "AudioEncoderLoader"),
-    *("PhotoMakerLoader", "LTXVAudioVAELoader", "LTXAVTextEncoderLoader", "FrameInterpolationModelLoader"),
-)
-"""Loaders whose modules ComfyUI imports under names of its own; they are found in its list of nodes."""
 
 stores: Final[list[Store]] = []
 """The store of this start, for those who report on it; empty when it is off."""
@@ -59,24 +41,36 @@ stores: Final[list[Store]] = []
 
 def patches(lanes: Sequence[Lane]) -> list[Patch]:
     """All of it or nothing."""
-    choice = os.environ.get(SWITCH, "").strip().lower()
-    if choice in _OFF:
-        log.info("weights: %s=%s, each GPU's lane loads its own copy", SWITCH, choice)
+    mode = share.mode(os.environ)
+    store = None if mode == "off" else Store(protect=mode == "strict")
+    for lane in lanes:
+        lane.weights.read = Report(store, lane).now
+    if store is None:
+        log.info("weights: %s=off, each GPU's lane loads its own copy", share.SWITCH)
         return []
-    store = Store(protect=choice != "writable")
-    found = [*_files(store), *_loaders(), *module_patches(store), *_patchers(store)]
+    guard = Guard(store, lambda lane: lanes[lane].weights.forget())
+    found = [*_files(store), *weights_loaders.patches(), *module_patches(store), *_patchers(store), _jobs(guard)]
     if importlib.util.find_spec("comfy") is None:
         return found  # nothing to look at: the list is asked for its names
     misfits = [misfit for patch in found if (misfit := patch.check()) is not None]
     if misfits:
         log.warning("weights: each GPU's lane loads its own copy, because %s", misfits[0])
+        for lane in lanes:
+            lane.weights.read = Report(None, lane).now
         return []
     stores[:] = [store]
+    _say(store)
+    return found
+
+
+def _say(store: Store) -> None:
+    if not store.protect and not pages.visible():
+        log.warning("weights: this system does not say which memory was written: a custom node that writes a model's "
+                    "weights in place would change them for all GPUs, unnoticed")
     if store.protect and not faulthandler.is_enabled():
         # Who writes a master ends the process at that instruction: the log then names the line.
         with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
             faulthandler.enable(all_threads=False)
-    return found
 
 
 def _files(store: Store) -> list[Patch]:
@@ -88,26 +82,6 @@ def _files(store: Store) -> list[Patch]:
             "ckpt", "safe_load", "device", "return_metadata",
         ),
         _patch("comfy.controlnet:load_controlnet_state_dict", _difference, "adds to the loaded tensors", "state_dict"),
-    ]
-
-
-def _loaders() -> list[Patch]:
-    return [
-        *(_patch(target, as_loading, _COPY, *names) for target, names in LOADERS),
-        *only_present([_patch(target, as_loading, _COPY, *names) for target, names in NEWER_LOADERS]),
-        _patch("nodes:init_builtin_extra_nodes", _extra_nodes, _COPY),
-        _patch(
-            "comfy.model_management:unet_inital_load_device",
-            _on_host,
-            "weights loaded straight to a GPU have no host copy to share",
-            "parameters", "dtype",
-        ),
-        _patch(
-            "comfy.model_management:text_encoder_initial_device",
-            _on_host_text,
-            "weights loaded straight to a GPU have no host copy to share",
-            "load_device", "offload_device",
-        ),
     ]
 
 
@@ -152,6 +126,30 @@ def _patchers(store: Store) -> list[Patch]:
             )
         ]),
     ]
+
+
+def _jobs(guard: Guard) -> Patch:
+    return Patch(
+        "execution:PromptExecutor.execute",
+        functools.partial(_execute, guard),
+        "weights that a custom node wrote in place are put right when its job ends",
+        params("self", "prompt", "prompt_id", "extra_data", "execute_outputs"),
+        required=False,
+    )
+
+
+def _execute(guard: Guard, original: Callable[..., Any]) -> Any:
+    @functools.wraps(original)
+    def execute(self: Any, prompt: Any, prompt_id: str, *args: Any, **kwargs: Any) -> Any:
+        import nodes  # type: ignore[import-not-found]  # noqa: PLC0415 (ComfyUI's; loaded by then)
+
+        lane = current_lane()
+        if lane is None:
+            return original(self, prompt, prompt_id, *args, **kwargs)
+        with guard.job(lane, prompt_id, packs_used(prompt, nodes.NODE_CLASS_MAPPINGS)):
+            return original(self, prompt, prompt_id, *args, **kwargs)
+
+    return execute
 
 
 def _patch(target: str, replace: Callable[[Any], Any], why: str, *names: str) -> Patch:
@@ -214,49 +212,3 @@ def _to(*args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dtype | N
     parse: Any = torch._C._nn._parse_to  # noqa: SLF001 (how ``Module.to`` reads its own arguments)
     device, dtype, _, memory_format = parse(*args, **kwargs)
     return None if memory_format is not None else (device, dtype)
-
-
-def _on_host(original: Callable[..., Any]) -> Any:
-    @functools.wraps(original)
-    def unet_inital_load_device(*args: Any, **kwargs: Any) -> Any:
-        from comfy import model_management  # type: ignore[import-not-found]  # noqa: PLC0415 (ComfyUI's)
-
-        # With everything kept on the GPU there is no host copy at all.
-        offload = model_management.unet_offload_device()
-        return _CPU if offload.type == "cpu" else original(*args, **kwargs)
-
-    return unet_inital_load_device
-
-
-def _on_host_text(original: Callable[..., Any]) -> Any:
-    @functools.wraps(original)
-    def text_encoder_initial_device(load_device: Any, offload_device: Any, *args: Any, **kwargs: Any) -> Any:
-        host = torch.device(offload_device).type == "cpu"
-        return offload_device if host else original(load_device, offload_device, *args, **kwargs)
-
-    return text_encoder_initial_device
-
-
-def _extra_nodes(original: Callable[..., Any]) -> Any:
-    @functools.wraps(original)
-    async def init_builtin_extra_nodes(*args: Any, **kwargs: Any) -> Any:
-        result = await original(*args, **kwargs)
-        import nodes  # type: ignore[import-not-found]  # noqa: PLC0415 (ComfyUI's)
-
-        for name in LOADER_NODES:
-            _wrap_node(nodes.NODE_CLASS_MAPPINGS.get(name))
-        return result
-
-    return init_builtin_extra_nodes
-
-
-def _wrap_node(node: Any) -> None:
-    """Run the node's own function as a loader: ``execute`` of newer nodes, the one that ``FUNCTION`` names of older."""
-    if node is None:
-        return
-    name = "execute" if "execute" in vars(node) else str(getattr(node, "FUNCTION", ""))
-    stored = read(node, name)
-    if isinstance(stored, classmethod):
-        setattr(node, name, classmethod(as_loading(stored.__func__)))
-    elif callable(stored) and absent(stored) is not None:
-        setattr(node, name, as_loading(stored))

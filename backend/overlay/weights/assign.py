@@ -4,6 +4,7 @@ Owns which entries of a state dictionary are taken so. Everything torch and the 
 dictionaries (names, hooks, missing and unexpected keys) stays theirs. Knows no ComfyUI name.
 """
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -117,6 +118,7 @@ def _remember(
         if parameter is not None and parameter.data_ptr() == master.data_ptr():
             found[id(parameter)] = master
     counted: set[int] = set()
+    references: dict[int, weakref.ref[torch.nn.Module]] = {}
     # Tied parameters stand in several places under one object, and the dictionary may name only one of them. Modules
     # that fill themselves may have taken a tensor as it was: that is a master too, and nobody may write it.
     for _, module, name in modules.places(root):
@@ -129,9 +131,11 @@ def _remember(
         if known is None:
             continue
         modules.remember(module, name, known, holding)
+        holding.places.append((references.setdefault(id(module), weakref.ref(module)), name))
         if id(parameter) not in counted:
             counted.add(id(parameter))
             _count(store, known, holding)
+    holding.ledger.moved()
 
 
 def _count(store: Store, master: torch.Tensor, holding: Holding) -> None:

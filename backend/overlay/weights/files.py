@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from backend.overlay.weights import pages
+from backend.overlay.weights.sealed import Memory, content
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,26 @@ def _dense(tensor: torch.Tensor) -> bool:
 
 
 class File:
-    """The masters of one file, with its own metadata; ``protect`` maps them read-only where that can be had."""
+    """The masters of one file, with its own metadata.
 
-    def __init__(self, key: FileKey, values: Mapping[str, Any], metadata: Any, protect: bool) -> None:
+    A file that is mapped stays as it is; what was read into ordinary memory moves into ``memory``. Where that
+    protects, both are read-only.
+    """
+
+    def __init__(self, key: FileKey, values: dict[str, Any], metadata: Any, memory: Memory) -> None:
         self.key = key
         self.metadata = metadata
+        self.region = _region(_storages(values), key)
+        self.sealed = [] if self.region is not None else memory.adopt(values)
+        """Masters in memory of our own, one for each storage."""
         self._values = values
-        storages: dict[int, int] = {}
-        for _, tensor in tensors(values):
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        self.storages = storages
-        self.nbytes = sum(storages.values())
-        self.region = _region(storages, key)
+        self.storages = _storages(values)
+        self.nbytes = sum(self.storages.values())
         self.protected = False
         self.making = threading.RLock()
         if self.region is not None:
             pages.read_ahead(self.region)
-            self.protected = protect and pages.protect(self.region, writable=False)
+            self.protected = memory.protect and pages.protect(self.region, writable=False)
         if self.protected and self.region is not None:
             # Tensors of the file may outlive this object in somebody's hands, who may then write them as ever.
             weakref.finalize(self, pages.protect, self.region, writable=True).atexit = False
@@ -95,18 +98,21 @@ class File:
         return total.hexdigest()
 
 
-def content(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a host tensor, row by row."""
-    bytes_only: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(bytes_only)
-
-
 def _dictionary(values: Mapping[str, Any]) -> Any:
     own = copy.copy(values)
     for name, value in values.items():
         if isinstance(value, dict):
             own[name] = _dictionary(value)  # type: ignore[index]  # a copy of a dictionary is one
     return own
+
+
+def _storages(values: Mapping[str, Any]) -> dict[int, int]:
+    """Address and size in bytes of every storage."""
+    found: dict[int, int] = {}
+    for _, tensor in tensors(values):
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return found
 
 
 def _region(storages: Mapping[int, int], key: FileKey) -> pages.Region | None:

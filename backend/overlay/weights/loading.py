@@ -23,6 +23,8 @@ class Loading:
 
 _current: Final[ContextVar[Loading | None]] = ContextVar("backend_loading", default=None)
 
+_apart: Final[ContextVar[bool]] = ContextVar("backend_apart", default=False)
+
 _passing: Final = pages.Passing()
 
 
@@ -39,12 +41,25 @@ def loading() -> Iterator[Loading]:
         yield outer
         return
     inside = Loading()
+    if _apart.get():
+        yield inside
+        return
     token = _current.set(inside)
     try:
         with _passing:
             yield inside
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Run the block without masters: its loaders make copies of their own, as in plain ComfyUI."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
 
 
 def as_loading(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from backend.overlay.weights.ledger import Ledger
 from backend.overlay.weights.store import Holding, Store
 
 KEY: Final = "_host_masters"
@@ -128,10 +129,14 @@ def settle(store: Store, root: torch.nn.Module, device: torch.device | None, dty
 
 def moved(root: torch.nn.Module, was_clean: Iterable[tuple[torch.nn.Module, str]]) -> None:
     """After ``root`` moved or converted: what was clean before is the same values in its new place."""
+    books: dict[int, Ledger] = {}
     for module, name in was_clean:
         known, parameter = kept(module, name), module._parameters.get(name)  # noqa: SLF001 (as above)
         if known is not None and parameter is not None:
             known.same_as(parameter)
+            books[id(known.holding.ledger)] = known.holding.ledger
+    for book in books.values():
+        book.moved()
 
 
 def clean(root: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
@@ -151,6 +156,7 @@ def own(module: torch.nn.Module, name: str) -> None:
         return
     if known.shared(parameter):
         parameter.data = parameter.detach().clone()
+        known.holding.ledger.copied()
     known.same_as(None)
 
 
@@ -184,3 +190,4 @@ def unshare(root: torch.nn.Module, names: Mapping[str, Any]) -> None:
             known = None if found is None else found.pop(name, None)
             if known is not None and parameter is not None and known.shared(parameter):
                 parameter.data = torch.empty_like(parameter)
+                known.holding.ledger.copied()

@@ -1,4 +1,4 @@
-"""Memory mappings of this process: find one, make it read-only, read ahead, give pages back, see if it was written.
+"""Memory mappings of this process: make and find them, make them read-only, see which pages were written.
 
 Owns every call into the C library and ``/proc``. Linux only; elsewhere each function says that it did nothing.
 Knows nothing of tensors' meaning.
@@ -6,6 +6,7 @@ Knows nothing of tensors' meaning.
 
 import ctypes
 import mmap
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+import numpy
 
 PAGE: Final = mmap.PAGESIZE
 _READ: Final = 1
@@ -26,6 +27,11 @@ _LOW: Final = 64 * 1024
 _HIGH: Final = 32 * 1024 * 1024
 _MAPS: Final = Path("/proc/self/maps")
 _SMAPS: Final = Path("/proc/self/smaps")
+_PAGEMAP: Final = Path("/proc/self/pagemap")
+_ENTRIES: Final = 64 * 1024
+"""Pages asked for in one read."""
+_STRETCH: Final = 16 * 1024 * 1024
+"""Bytes that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +96,60 @@ def give_back(address: int, size: int) -> bool:
     return end > start and _call("madvise", start, end - start, _DONTNEED)
 
 
-def sealed(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of ``source`` in ``dtype``, row by row, in memory of its own that is read-only where that can be had."""
-    size = source.numel() * dtype.itemsize
-    if size < PAGE or sys.platform != "linux":
-        return copied(source, dtype)
-    # ``torch.empty`` would come out of the allocator's heap, whose pages hold other things as well.
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    copy = torch.frombuffer(memory, dtype=dtype).view(source.shape)
-    copy.copy_(source)
-    _call("mprotect", copy.data_ptr(), -(-size // PAGE) * PAGE, _READ)
-    return copy
+def map_private(file: int, size: int, writable: bool) -> int:
+    """The address of a new private mapping of an open file; raises ``OSError``."""
+    library = _library()
+    library.mmap.restype = ctypes.c_void_p
+    kind = _READ_WRITE if writable else _READ
+    address = library.mmap(
+        None, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_int(mmap.MAP_PRIVATE), ctypes.c_int(file),
+        ctypes.c_long(0),
+    )
+    if address in {None, ctypes.c_void_p(-1).value}:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{size} bytes cannot be mapped: {os.strerror(number)}")
+    return int(address)
 
 
-def copied(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of ``source`` in ``dtype``, row by row, in ordinary memory."""
-    return source.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+def unmap(address: int, size: int) -> None:
+    """Take a mapping of ``map_private`` away."""
+    _library().munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+
+
+def visible() -> bool:
+    """Whether this system says which pages were written."""
+    return sys.platform == "linux" and os.access(_PAGEMAP, os.R_OK)
+
+
+def own(start: int, end: int) -> list[tuple[int, int]]:
+    """The parts, whole pages, of a private mapping that are no longer the file's: somebody wrote there.
+
+    Source: ``/proc/self/pagemap``, 8 bytes a page: bit 63 present, 62 swapped, 61 page of a file or shared memory.
+    """
+    found: list[tuple[int, int]] = []
+    first, last = start // PAGE, -(-end // PAGE)
+    with _PAGEMAP.open("rb", buffering=0) as file:
+        for at in range(first, last, _ENTRIES):
+            count = min(_ENTRIES, last - at)
+            entries = numpy.frombuffer(os.pread(file.fileno(), count * 8, at * 8), dtype=numpy.uint64)
+            there = (entries >> numpy.uint64(62)) != 0
+            files = (entries >> numpy.uint64(61)) & numpy.uint64(1) != 0
+            for index in numpy.flatnonzero(there & ~files).tolist():
+                page = (at + index) * PAGE
+                if found and found[-1][1] == page and page - found[-1][0] < _STRETCH:
+                    found[-1] = (found[-1][0], page + PAGE)
+                else:
+                    found.append((page, page + PAGE))
+    return found
+
+
+def undo(start: int, end: int) -> tuple[int, int] | None:
+    """Bring the file's bytes back in these whole pages; the bytes that were others, from the first to the last."""
+    before = numpy.frombuffer(ctypes.string_at(start, end - start), dtype=numpy.uint8)
+    give_back(start, end - start)
+    now = numpy.frombuffer(ctypes.string_at(start, end - start), dtype=numpy.uint8)
+    other = numpy.flatnonzero(before != now)
+    return None if other.size == 0 else (start + int(other[0]), start + int(other[-1]) + 1)
 
 
 class Passing:

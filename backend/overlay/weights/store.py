@@ -6,6 +6,7 @@ Knows nothing of modules or of ComfyUI.
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -13,14 +14,19 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from backend.context import current_lane
+from backend.context import PerLane, current_lane
 from backend.overlay.weights import pages
 from backend.overlay.weights.files import File, FileKey
+from backend.overlay.weights.ledger import Ledger
+from backend.overlay.weights.sealed import Memory
 
 T = TypeVar("T")
 
 _HISTORY: Final = "_weights_history"
 """Attribute of a converted master: what it was made from, so that converting it again can be recognised too."""
+
+UNKNOWN: Final = "weights that a loader computed"
+"""Stands where a written master is of no single file."""
 
 Read = Callable[[], tuple[Any, Any]]
 """Reads a file: its dictionary and its metadata."""
@@ -29,9 +35,12 @@ Read = Callable[[], tuple[Any, Any]]
 class Holding:
     """What one module tree points at: alive as long as one of its modules is."""
 
-    def __init__(self, files: Sequence[File]) -> None:
+    def __init__(self, files: Sequence[File], ledger: Ledger) -> None:
         self.files = tuple(files)
         self.lane = current_lane()
+        self.ledger = ledger
+        self.places: list[tuple[weakref.ref[torch.nn.Module], str]] = []
+        """Every parameter that was a master once: its module and its name there."""
         self.mapped = 0
         self.anonymous = 0
 
@@ -71,6 +80,8 @@ class Store:
 
     def __init__(self, protect: bool = True) -> None:
         self.protect = protect
+        self.memory = Memory(protect)
+        self.ledgers: PerLane[Ledger] = PerLane(Ledger)
         self._files: WeakValueDictionary[FileKey, File] = WeakValueDictionary()
         self._by_storage: WeakValueDictionary[int, File] = WeakValueDictionary()
         self._masters: WeakValueDictionary[tuple[Any, ...], torch.Tensor] = WeakValueDictionary()
@@ -80,8 +91,8 @@ class Store:
         self._opening: dict[str, threading.Lock] = {}
         self._making = threading.RLock()
         self._counting = threading.Lock()
-        self._counts: dict[int | None, tuple[int, int]] = {}
-        self._conversions = 0
+        self._inspecting = threading.Lock()
+        self.conversions = 0
 
     def load(self, path: str, read: Read) -> tuple[Any, Any, File | None]:
         """The tensors at ``path`` in a dictionary of the caller's own, the metadata, and the file if it is shared.
@@ -91,25 +102,23 @@ class Store:
         key = FileKey.of(path)
         with self._opening.setdefault(key.path, threading.Lock()):
             found = self._files.get(key)
-            self._count(avoided=found is not None)
+            ledger = self.ledgers.get()
+            ledger.loaded(avoided=found is not None)
             if found is not None:
                 return found.values(), found.metadata, found
             # Tensors made in inference mode could not be used outside of it.
-            with torch.inference_mode(mode=False):
+            with torch.inference_mode(mode=False), torch.no_grad():
                 values, metadata = read()
-            if not isinstance(values, dict) or FileKey.of(path) != key:
-                return values, metadata, None
-            found = File(key, values, metadata, self.protect)
+                if not isinstance(values, dict) or FileKey.of(path) != key:
+                    return values, metadata, None
+                found = File(key, values, metadata, self.memory)
+            weakref.finalize(found, ledger.evicted).atexit = False
+            for tensor in found.sealed:
+                self._made[tensor.untyped_storage().data_ptr()] = tensor
             for address in found.storages:
                 self._by_storage[address] = found
             self._files[key] = found
             return found.values(), metadata, found
-
-    def _count(self, avoided: bool) -> None:
-        lane = current_lane()
-        with self._counting:
-            loads, spared = self._counts.get(lane, (0, 0))
-            self._counts[lane] = (loads, spared + 1) if avoided else (loads + 1, spared)
 
     def file_of(self, tensor: torch.Tensor) -> File | None:
         """The file whose memory ``tensor`` looks at."""
@@ -145,26 +154,58 @@ class Store:
             found = self._masters.get(key)
             if found is not None and (certain or torch.equal(found, source.to(dtype))):
                 return found
-            made = pages.sealed(source, dtype) if self.protect else pages.copied(source, dtype)
+            made = self.memory.copy(source, dtype)
             setattr(made, _HISTORY, key)
             self._masters[key] = made
             self._made[made.untyped_storage().data_ptr()] = made
         with self._counting:
-            self._conversions += 1
-        if file is not None and file.protected:
-            # Read once for the conversion and not needed since; certainly not written.
+            self.conversions += 1
+        if certain:
+            # Read once for the conversion and not needed since.
             pages.give_back(source.untyped_storage().data_ptr(), source.untyped_storage().nbytes())
         return made
 
     def held(self, files: Sequence[File]) -> Holding:
         """A new entry for one module tree of the current lane."""
-        made = Holding(files)
+        made = Holding(files, self.ledgers.get())
         self._holdings[next(self._numbers)] = made
         return made
+
+    def places(self, lane: int) -> list[tuple[torch.nn.Module, str]]:
+        """Every parameter of the lane's living models that was a master once."""
+        return [
+            (module, name)
+            for holding in _alive(self._holdings)
+            if holding.lane == lane
+            for reference, name in list(holding.places)
+            if (module := reference()) is not None
+        ]
 
     def files(self) -> list[File]:
         """Those some module uses."""
         return _alive(self._files)
+
+    def written(self) -> list[str]:
+        """Look for masters that somebody wrote, and put them right; the paths of the files they are of.
+
+        A page that was written with what stood there before is put back without a word. Nothing is found where
+        masters are read-only, or where the system does not say what was written.
+        """
+        if self.protect or not pages.visible():
+            return []
+        with self._inspecting:
+            files, made = self.files(), _alive(self._made)
+            found = [changed for start, end in _stretches(files, made) for own in pages.own(start, end)
+                     if (changed := pages.undo(*own)) is not None]
+            return sorted({path for changed in found for path in _paths(changed, files, made) or [UNKNOWN]})
+
+    def lanes_over(self, paths: Sequence[str]) -> set[int]:
+        """Lanes with living models over one of these files."""
+        return {
+            holding.lane for holding in _alive(self._holdings)
+            if holding.lane is not None
+            and (UNKNOWN in paths or any(file.key.path in paths for file in holding.files))
+        }
 
     def snapshot(self) -> Snapshot:
         """What there is now."""
@@ -175,8 +216,7 @@ class Store:
             by_lane[holding.lane] = Held(
                 old.trees + 1, old.mapped + holding.mapped, old.anonymous + holding.anonymous
             )
-        with self._counting:
-            counts, conversions = dict(self._counts), self._conversions
+        counts = {lane: (book.loads, book.avoided) for lane, book in self.ledgers.items() if book.loads + book.avoided}
         return Snapshot(
             files=len(files),
             mapped=sum(file.nbytes for file in files if file.mapped),
@@ -184,7 +224,7 @@ class Store:
             + sum(tensor.nbytes for tensor in _alive(self._masters)),
             loads=sum(loads for loads, _ in counts.values()),
             avoided=sum(avoided for _, avoided in counts.values()),
-            conversions=conversions,
+            conversions=self.conversions,
             by_lane=by_lane,
             loads_by_lane=counts,
         )
@@ -193,3 +233,44 @@ class Store:
 def _alive(table: WeakValueDictionary[Any, T]) -> list[T]:
     # One step under the interpreter lock: other threads add entries, finalizers drop them.
     return [value for reference in table.valuerefs() if (value := reference()) is not None]
+
+
+def _stretches(files: Sequence[File], made: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """Addresses of whole pages that hold masters, those that touch as one."""
+    parts = [(file.region.start, file.region.end) for file in files if file.region is not None]
+    for tensor in made:
+        start, end = _bytes(tensor)
+        parts.append((start // pages.PAGE * pages.PAGE, -(-end // pages.PAGE) * pages.PAGE))
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(parts):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def _paths(changed: tuple[int, int], files: Sequence[File], made: Sequence[torch.Tensor]) -> list[str]:
+    """The files whose masters lie in these bytes."""
+    start, end = changed
+    found = [file.key.path for file in files
+             if any(start < address + size and address < end for address, size in file.storages.items())]
+    for tensor in made:
+        history = getattr(tensor, _HISTORY, ())
+        at, to = _bytes(tensor)
+        if history and start < to and at < end:
+            found += [key.path for key in _keys(history)]
+    return found
+
+
+def _keys(history: tuple[Any, ...]) -> list[FileKey]:
+    """The files a converted or computed master was made from."""
+    return [
+        key for part in history
+        for key in (_keys(part) if isinstance(part, tuple) else [part] if isinstance(part, FileKey) else [])
+    ]

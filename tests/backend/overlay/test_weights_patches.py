@@ -1,6 +1,7 @@
 """Where one host copy of the weights hangs in ComfyUI: all names or none, the switch, loaders, what is left alone."""
 
 import asyncio
+import functools
 import importlib.machinery
 import logging
 import sys
@@ -13,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from backend import share
+from backend.context import in_lane
 from backend.lanes import Lane
 from backend.overlay.patch import PatchSet
 from backend.overlay.patches import weights
@@ -68,6 +71,10 @@ def unet_inital_load_device(parameters, dtype): return torch.device("cuda")
 def text_encoder_initial_device(load_device, offload_device, model_size=0): return load_device
 def pin_memory(tensor): return True
 ''',
+    "execution": '''
+class PromptExecutor:
+    def execute(self, prompt, prompt_id, extra_data={}, execute_outputs=[]): return self.run()
+''',
     "comfy.model_patcher": '''
 class ModelPatcher:
     def patch_weight_to_device(self, key, device_to=None, inplace_update=False): pass
@@ -109,7 +116,7 @@ def comfy(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             setattr(found[parent], child, module)
         found[name] = module
     monkeypatch.setattr(weights, "stores", [])
-    monkeypatch.delenv(weights.SWITCH, raising=False)
+    monkeypatch.delenv(share.SWITCH, raising=False)
     return found
 
 
@@ -199,23 +206,67 @@ def test_masters_are_not_pinned(shared: dict[str, Any], tmp_path: Path):
     assert pin(torch.ones(3)) is True
 
 
+def pack_node(pack: str) -> type:
+    return type("Node", (), {"RELATIVE_PYTHON_MODULE": f"custom_nodes.{pack}"})
+
+
+def test_a_node_that_writes_weights_in_place_costs_nobody_anything(
+    shared: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Its job ends, the other lane's weights are right again, both forget; its next job has a copy of its own."""
+    path = str(write(tmp_path / "a.safetensors"))
+    shared["nodes"].NODE_CLASS_MAPPINGS["Careless"] = pack_node("careless")
+    prompt = {"1": {"class_type": "Careless", "inputs": {}}}
+    load = shared["comfy.sd"].load_checkpoint_guess_config
+    with in_lane(1):
+        other = load(path)
+    right = other.a.weight.clone()
+    forgotten: list[int] = []
+    for lane in LANES:
+        lane.weights.forget = functools.partial(forgotten.append, lane.index)
+    executor = shared["execution"].PromptExecutor()
+
+    def careless() -> Any:
+        model = load(path)
+        model.a.weight.data.mul_(2.0)
+        return model
+
+    executor.run = careless
+    with in_lane(0), caplog.at_level(logging.WARNING):
+        executor.execute(prompt, "first")
+    assert torch.equal(other.a.weight, right)
+    assert forgotten == [0, 1]
+    assert "careless" in caplog.text
+    assert "first on GPU 0" in caplog.text
+    assert [lane.weights.now().writes for lane in LANES] == [1, 0]
+    with in_lane(0):
+        again = executor.execute(prompt, "second")
+    assert torch.equal(again.a.weight, right * 2.0)
+    assert torch.equal(other.a.weight, right)
+    assert forgotten == [0, 1]
+    assert not sharing(again)
+
+
 @pytest.mark.parametrize("value", ["0", "off", "False", "no"])
 def test_the_switch_leaves_everything_out(
     comfy: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
 ):
     """Off means that no name is touched; the log says so."""
-    monkeypatch.setenv(weights.SWITCH, value)
+    monkeypatch.setenv(share.SWITCH, value)
     with caplog.at_level(logging.INFO):
         assert weights.patches(LANES) == []
-    assert weights.SWITCH in caplog.text
+    assert share.SWITCH in caplog.text
     assert weights.stores == []
 
 
-def test_masters_can_be_left_writable(comfy: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    """For packs that write weights in place, at their own risk."""
-    monkeypatch.setenv(weights.SWITCH, "writable")
+@pytest.mark.parametrize(("value", "protect"), [("", False), ("1", False), ("strict", True)])
+def test_masters_are_read_only_when_asked_for(
+    comfy: dict[str, Any], monkeypatch: pytest.MonkeyPatch, value: str, protect: bool
+):
+    """In strict mode a writer ends the process; by default it does not."""
+    monkeypatch.setenv(share.SWITCH, value)
     assert weights.patches(LANES)
-    assert weights.stores[0].protect is False
+    assert weights.stores[0].protect is protect
 
 
 @pytest.mark.parametrize("name", ["comfy.utils:load_torch_file", "comfy.model_patcher:ModelPatcher", "nodes:VAELoader"])

@@ -17,8 +17,9 @@ import torch
 
 from backend.context import in_lane
 from backend.overlay.weights import pages
-from backend.overlay.weights.files import File, FileKey, content
+from backend.overlay.weights.files import File, FileKey
 from backend.overlay.weights.loading import as_loading, current, loading
+from backend.overlay.weights.sealed import Memory, content
 from backend.overlay.weights.store import Store
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="mappings are looked at through Linux's /proc")
@@ -275,7 +276,8 @@ def test_a_digest_tells_every_byte(tmp_path: Path):
     """Equal for equal contents, different for one other value."""
     one, same = write(tmp_path / "1", seed=1), write(tmp_path / "2", seed=1)
     other = write(tmp_path / "3", seed=2)
-    digests = [File(FileKey.of(path), reading(path)[0], None, True).digest() for path in (one, same, other)]
+    memory = Memory(protect=True)
+    digests = [File(FileKey.of(path), reading(path)[0], None, memory).digest() for path in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -1,6 +1,7 @@
 """The backend's command line, put together from config and surroundings."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def test_a_comfyui_runs_on_its_own_interpreter_by_path():
     assert found["--serialize"] == "a,b"
     assert "--allow-unknown" in found
     assert (found["--issue-lock"], found["--threads"]) == ("on", "2")
+    assert found["--share-weights"] == "on"
+    strict = replace(backend, share_weights="strict")
+    assert options(backend_command(strict, 2, {}, present.__contains__).argv)["--share-weights"] == "strict"
+    env = {"COMFY_SHARE_WEIGHTS": "0"}
+    assert "--share-weights" not in backend_command(strict, 2, env, present.__contains__).argv, "the environment's is"
     assert (Path(command.env["COMFY_GATEWAY_LIB"]) / "prometheus_client").is_dir()
 
 
