@@ -170,7 +170,7 @@ def _take(times: dict[str, deque[float]], prompt_id: str) -> float | None:
 
 @dataclass(frozen=True)
 class Lane:
-    """One GPU's place in the backend: its index (``gpu_id`` on the wire), its device, its counters, model calls, weights."""
+    """One GPU's place in the backend: its index (``gpu_id`` on the wire), device, counters, model calls, weights."""
 
     index: int
     device: str

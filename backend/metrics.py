@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 
 from backend import devices
 from backend.histogram import HistogramView
+from backend.holdings import Weights
 from backend.issuing import IssueView
 from backend.lanes import OUTCOMES, Lane, LaneSnapshot
 
@@ -38,6 +39,7 @@ class LaneCollector:
         yield from _failures(rows)
         yield from _nodes(rows)
         yield from _issuing([(str(lane.index), lane.issuing.view()) for lane in self._lanes])
+        yield from _weights([(str(lane.index), lane.weights.now()) for lane in self._lanes])
         yield from self._device_memory()
 
     def _device_memory(self) -> Iterator[Metric]:
@@ -143,6 +145,32 @@ def _issuing(rows: Sequence[tuple[str, IssueView]]) -> Iterator[Metric]:
         if now.ratio is not None:
             ratio.add_metric([gpu], now.ratio)
     yield from (calls, seconds, ratio)
+
+def _weights(rows: Sequence[tuple[str, Weights]]) -> Iterator[Metric]:
+    held = GaugeMetricFamily(
+        "comfy_backend_weights_bytes",
+        "Weights the lane's models point at: host_shared (other lanes may point at the same), host_own, device.",
+        labels=["gpu", "where"],
+    )
+    for gpu, now in rows:
+        for where, size in (("host_shared", now.host_shared), ("host_own", now.host_own), ("device", now.device)):
+            held.add_metric([gpu, where], size)
+    yield held
+    for name, text, count in _COUNTS:
+        family = CounterMetricFamily(f"comfy_backend_{name}", text, labels=["gpu"])
+        for gpu, now in rows:
+            family.add_metric([gpu], count(now))
+        yield family
+
+
+_COUNTS: Final[tuple[tuple[str, str, Callable[[Weights], int]], ...]] = (
+    ("weights_loads", "Weights files the lane read.", lambda now: now.loads),
+    ("weights_loads_avoided", "Files it did not read: somebody had them already.", lambda now: now.loads_avoided),
+    ("weights_evictions", "Files it had read that no model uses any more.", lambda now: now.evictions),
+    ("weights_copies", "Shared weights that got memory of their own before a write.", lambda now: now.copies),
+    ("weights_writes", "Jobs that wrote shared weights in place; put right.", lambda now: now.writes),
+    ("preloads", "Models loaded ahead of any job.", lambda now: now.preloads),
+)
 
 
 def _histogram(name: str, text: str, views: Iterable[tuple[str, HistogramView]]) -> HistogramMetricFamily:

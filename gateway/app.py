@@ -5,9 +5,9 @@ Alone knows all the others. Must never hold an algorithm: what it decides is onl
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
@@ -28,7 +28,9 @@ from gateway.jobs.desk import Desk
 from gateway.jobs.drivers import keepers, keeping
 from gateway.jobs.store import StoreError
 from gateway.observe.metrics import Metrics
+from gateway.process import backend_line, log_to_stderr, loop_factory, raise_file_limit, say
 from gateway.ratelimit import Limiter
+from gateway.reload import Part, Read, reread
 from gateway.server import Bound, Server
 from gateway.ws_keep import Keeper
 
@@ -51,8 +53,11 @@ class App:
         env: Mapping[str, str],
         say: Callable[[str], None],
         backend_line: Callable[[str], None],
+        read: Read | None = None,
     ) -> None:
+        """``read`` is how the configuration is had again for a reload; without it there is none."""
         self.config = config
+        self._read = read
         self.fleet = Fleet(config.gpus)
         self.metrics = Metrics(config.gpus, __version__)
         self.limiter = Limiter(config.rate, config.gpus)
@@ -75,6 +80,18 @@ class App:
         self.metrics.watch_limiter(self._limiter_keys)
         if self.desk is not None:
             self.metrics.watch_jobs(self.desk)
+        self.parts: list[Part] = [self.server.apply, self.limiter.apply, _apply_to_process]
+        """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
+        if self.desk is not None:
+            self.parts.append(self.desk.apply)
+
+    def reload(self) -> None:
+        """Read the configuration again and go by it as far as that can be done while running; drops nothing."""
+        if self._read is None or (config := reread(self.config, self._read)) is None:
+            return
+        self.config = config
+        for part in self.parts:
+            part(config)
 
     def stop(self) -> None:
         """End in order; called again: at once."""
@@ -223,65 +240,38 @@ def check_free(url: str) -> None:
         ) from error
 
 
-def run(config: Config, env: Mapping[str, str], warnings: Sequence[str]) -> None:
-    """Run the gateway until it is told to stop; raises ``StartError`` or ``ValueError`` with a line for the user."""
-    _log_to_stderr(config.log.level)
+def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read: Read | None = None) -> None:
+    """Run the gateway until it is told to stop; raises ``StartError`` or ``ValueError`` with a line for the user.
+
+    ``read`` gives configuration and warnings anew, for a reload.
+    """
+    log_to_stderr(config.log.level)
     for warning in warnings:
         log.warning("%s", warning)
-    _raise_file_limit(config.listen.max_connections + config.limits.pool_connections + SPARE_FILES)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_main(config, env))
+    _apply_to_process(config)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_main(config, env, read))
 
 
-async def _main(config: Config, env: Mapping[str, str]) -> None:
-    app = App(config, env, _say, _backend_line)
+async def _main(config: Config, env: Mapping[str, str], read: Read | None) -> None:
+    app = App(config, env, say, backend_line, read)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, app.stop)
+    terminal = next((file for file in (0, 1, 2) if os.isatty(file)), None)
+
+    def hung_up() -> None:
+        # Also what a terminal sends that is closed; then nobody is left to stop it otherwise.
+        if terminal is not None and not os.isatty(terminal):
+            app.stop()
+        else:
+            app.reload()
+
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
     await app.run()
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _backend_line(line: str) -> None:
-    sys.stderr.write(f"backend | {line}\n")
-
-
-class _Prefixed(logging.Formatter):
-    """Every line of a record, not only its first, says whose it is."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", "\ngateway | ")
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Prefixed("gateway | %(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 (not there on every platform)
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _raise_file_limit(wanted: int) -> None:
-    """Take as many descriptors as the connections may need, or as the system gives."""
-    try:
-        import resource  # noqa: PLC0415 (not there on every platform)
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= wanted:
-        return
-    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
-    if target < wanted:
-        log.warning("only %d open files are allowed: fewer connections than configured will fit (ulimit -n)", target)
+def _apply_to_process(config: Config) -> None:
+    """What the whole process goes by: the level of its log, and how many files it may open."""
+    logging.getLogger().setLevel(config.log.level.upper())
+    raise_file_limit(config.listen.max_connections + config.limits.pool_connections + SPARE_FILES)

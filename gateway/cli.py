@@ -97,9 +97,13 @@ def _up(args: argparse.Namespace, rest: Sequence[str]) -> int:
         return effective(config, args, rest, os.environ)
 
     file = args.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+
+    def read() -> tuple[Config, Sequence[object]]:
+        return load(file, change) if file is not None else (change(Config()), [])
+
     try:
-        config, warnings = load(file, change) if file is not None else (change(Config()), [])
-        run(config, os.environ, [str(warning) for warning in warnings])
+        config, warnings = read()
+        run(config, os.environ, warnings, read)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED

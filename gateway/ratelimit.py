@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address
 
-from gateway.config import Rate, RateLimits
+from gateway.config import Config, Rate, RateLimits
 from gateway.forwarded import parse_address
 from gateway.request import Kind
 
@@ -54,7 +54,19 @@ class Zone:
     whole milliseconds.
     """
 
-    __slots__ = ("_headers", "_idle", "_max_keys", "burst", "evictions", "free", "longest", "rate", "refuse", "table")
+    __slots__ = (
+        "_headers",
+        "_idle",
+        "_max_keys",
+        "burst",
+        "evictions",
+        "free",
+        "longest",
+        "name",
+        "rate",
+        "refuse",
+        "table",
+    )
 
     def __init__(self, name: str, rate: Rate, *, max_keys: int, idle: float, longest: float) -> None:
         self.rate = max(1, round(rate.rate * _UNIT))
@@ -70,7 +82,15 @@ class Zone:
         self._idle = round(idle * _UNIT)
         quota = rate.burst + 1
         window = -(-quota * _UNIT // self.rate)
+        self.name = name
         self._headers = (name.encode(), quota, window)
+
+    def inherit(self, other: "Zone") -> None:
+        """Take another's table over; what is more than this one may hold is forgotten, the longest unused first."""
+        self.table = other.table
+        while len(self.table) > self._max_keys:
+            self.table.popitem(last=False)
+            self.evictions += 1
 
     def take(self, key: str, now: int) -> tuple[bool, int]:
         """Ask for one request: (True, milliseconds to hold it back) or (False, milliseconds until one would pass)."""
@@ -132,11 +152,28 @@ class Limiter:
     """All limits of one gateway. GPUs share nothing; what no GPU was chosen for yet has limits of its own."""
 
     def __init__(self, config: RateLimits, gpus: int) -> None:
+        self._gpus = gpus
+        self._zones: dict[tuple[int | None, Kind], Zone] = {}
+        self._evicted = 0
+        """By tables that are no more."""
+        self._set(config)
+
+    def apply(self, config: Config) -> None:
+        """Go by these rates; who has used up a bucket keeps it as full as it is, where the same bucket still is."""
+        if config.rate != self._config:
+            self._set(config.rate)
+
+    def _set(self, config: RateLimits) -> None:
+        before = self._zones
+        self._evicted = self.evictions
         self._config = config
         self._by_client = config.key == "client"
-        self._zones: dict[tuple[int | None, Kind], Zone] = {}
-        for gpu in (None, *range(gpus)):
+        self._zones = {}
+        for gpu in (None, *range(self._gpus)):
             self._zones.update(_zones_of(gpu, config))
+        for key, zone in self._zones.items():
+            if key in before and before[key].name == zone.name:
+                zone.inherit(before[key])
 
     def check(self, gpu: int | None, kind: Kind, client: str, now: float) -> Verdict:
         """Charge one request of ``client`` (an address without port) to a GPU at ``now``, monotonic seconds.
@@ -169,7 +206,7 @@ class Limiter:
     @property
     def evictions(self) -> int:
         """Keys forgotten for want of room since the start; a rising figure means that ``max_keys`` is too small."""
-        return sum(zone.evictions for zone in self._all())
+        return self._evicted + sum(zone.evictions for zone in self._all())
 
     def __repr__(self) -> str:
         """Say the state in one line."""

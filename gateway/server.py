@@ -104,6 +104,12 @@ class Server:
             raise
         return self.bound
 
+    def apply(self, config: Config) -> None:
+        """Go by new limits and time-outs; sockets, requests and bridges stay."""
+        self._proxy.apply(config)
+        if self._deadlines is not None:
+            self._deadlines.step = step_of(config.timeouts)
+
     async def drain(self, seconds: float) -> None:
         """Accept nothing more, and let what is in flight finish for at most ``seconds``.
 

@@ -64,7 +64,7 @@ class Service:
         self.desk = desk
         self.api = api
         self.pool = Pool(config)
-        self.bridges = Bridges(metrics, config.timeouts.bridge_close)
+        self.bridges = Bridges(metrics)
         self.access = AccessLog(enabled=config.log.access)
         self.clients: set[ClientConnection] = set()
         self.running: set[Exchange] = set()
@@ -72,16 +72,26 @@ class Service:
         self.tasks: set[asyncio.Task[None]] = set()
         """One per own route being answered."""
         self.draining = False
-        self.timeouts = config.timeouts
-        self.limits = config.limits
-        self.max_body = config.limits.body
         self.gpus = config.gpus
         self.gpu_lines = [b"%b: %d\r\n" % (GPU_HEADER, gpu) for gpu in range(config.gpus)]
         self.labels = [str(gpu) for gpu in range(config.gpus)]
-        self.trusted = TrustedNetworks(config.forwarded.trusted_proxies)
-        self._max_clients = config.listen.max_connections
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(6).encode()
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Go by these limits, time-outs, trusted proxies and this access log; the rest of them is not looked at.
+
+        A connection keeps the limits of its request line and number of fields with which it began.
+        """
+        self.timeouts = config.timeouts
+        self.limits = config.limits
+        self.max_body = config.limits.body
+        self.trusted = TrustedNetworks(config.forwarded.trusted_proxies)
+        self._max_clients = config.listen.max_connections
+        self.access.want(wanted=config.log.access)
+        self.bridges.bridge_close = config.timeouts.bridge_close
+        self.pool.apply(config)
 
     def start(self, deadlines: Deadlines) -> None:
         """Begin to work; called within the running loop."""

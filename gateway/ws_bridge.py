@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
+from gateway.config import Timeouts
 from gateway.wire.bridge_end import Counter, End
 from gateway.wire.deadlines import NEVER, Deadlines
 from gateway.wire.replay import Replay
@@ -68,10 +69,10 @@ class Claim:
 class Bridges:
     """All open bridges, and who holds which key."""
 
-    def __init__(self, counter: Counter, bridge_close: float) -> None:
-        """``bridge_close``: seconds from the first closed direction of a bridge to its end."""
+    def __init__(self, counter: Counter) -> None:
         self.counter = counter
-        self.bridge_close = bridge_close
+        self.bridge_close = Timeouts.bridge_close
+        """Seconds from the first closed direction of a bridge to its end."""
         self.open: set[Bridge] = set()
         self.silent: dict[Silent, None] = {}
         """Clients that another one with their id has displaced, the oldest first."""

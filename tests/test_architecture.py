@@ -33,6 +33,8 @@ RUNGS = [
     "gateway.service",
     "gateway.proxy",
     "gateway.server",
+    "gateway.process",
+    "gateway.reload",
     "gateway.app",
     "gateway.cli",
     "gateway.__main__",

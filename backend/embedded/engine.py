@@ -97,6 +97,7 @@ def _worker(
     lane: Lane, jobs: Jobs, known: Mapping[str, NodeClass], files: Files, hub: Hub, on_fault: Callable[[Lane], None]
 ) -> Worker:
     models = ModelStore(files, torch.device(lane.device), lane.stats)
+    lane.weights.read = models.weights
     return Worker(lane, jobs, models, lambda: Executor(lane, known, files, models), hub, on_fault)
 
 
@@ -131,6 +132,7 @@ def system_stats(engine: Engine, lane: int | None, argv: list[str], python: str,
             "argv": argv,
         },
         "devices": [_device(each) for each in chosen],
+        "weights": [{"gpu_id": each.index, **each.weights.now().shown()} for each in chosen],
     }
 
 

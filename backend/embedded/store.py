@@ -12,6 +12,7 @@ import torch
 from backend.embedded import checkpoint
 from backend.embedded.files import Files
 from backend.embedded.model import TinyModel
+from backend.holdings import Weights
 from backend.lanes import LaneStats
 
 
@@ -23,6 +24,8 @@ class ModelStore:
         self._files = files
         self._stats = stats
         self._loaded: dict[str, TinyModel] = {}
+        self._loads = 0
+        self._evictions = 0
 
     def get(self, name: str) -> TinyModel:
         """The model, loaded if need be; raises ``FileNotFoundError`` or ``checkpoint.NotOurModelError``."""
@@ -30,13 +33,23 @@ class ModelStore:
         if model is None:
             model = checkpoint.load(self._files.model("checkpoints", name), self.device)
             self._loaded[name] = model
+            self._loads += 1
             self._stats.model_loaded()
         return model
+
+    def weights(self) -> Weights:
+        """What the lane holds: each lane loads a copy of its own, for the one model is tiny."""
+        size = sum(parameter.nbytes for model in list(self._loaded.values()) for parameter in model.parameters())
+        host = self.device.type == "cpu"
+        return Weights(
+            host_own=size if host else 0, device=0 if host else size, loads=self._loads, evictions=self._evictions
+        )
 
     def unload(self) -> None:
         """Give this lane's memory back; other lanes keep theirs."""
         for _ in self._loaded:
             self._stats.model_unloaded()
+        self._evictions += len(self._loaded)
         self._loaded.clear()
         gc.collect()
         if self.device.type == "cuda":

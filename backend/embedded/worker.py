@@ -16,6 +16,7 @@ from backend.embedded.executor import Attempt, Events, Executor, Failure
 from backend.embedded.jobs import Free, Job, Jobs
 from backend.embedded.store import ModelStore
 from backend.faults import device_broken, worker_ended
+from backend.holdings import Weights
 from backend.lanes import Failure as Kind
 from backend.lanes import Lane, OomLadder, Outcome, Step, classify
 
@@ -121,6 +122,7 @@ class Worker:
         """Run the job to its end; the step the ladder took last, if it failed."""
         messages = _Messages(job, self._events)
         attempt = Attempt()
+        before = self.lane.weights.now()
         step: Step | None = None
         try:
             messages.add("execution_start", {})
@@ -129,7 +131,7 @@ class Worker:
             log.exception("lane %d: unexpected", self.lane.index)
             attempt.failure = Failure(None, error.with_traceback(None), [], {})
         finally:
-            self._end(job, attempt, messages)
+            self._end(job, attempt, messages, before)
         if step is Step.REBUILD:
             log.warning("lane %d: three jobs failed in a row, new executor", self.lane.index)
             self._models.unload()
@@ -164,7 +166,7 @@ class Worker:
             self.lane.stats.fault(device_broken(self.lane.device))
         return step
 
-    def _end(self, job: Job, attempt: Attempt, messages: "_Messages") -> None:
+    def _end(self, job: Job, attempt: Attempt, messages: "_Messages", before: Weights) -> None:
         outcome, event, data = _ending(job, attempt)
         last = messages.keep(event, data)
         record = {
@@ -175,6 +177,7 @@ class Worker:
                 "messages": messages.kept,
             },
             "meta": attempt.meta,
+            "weights": self.lane.weights.now().since(before).shown(),
         }
         # History first: whoever hears the last event finds the job there.
         self._jobs.finish(job, outcome, record)

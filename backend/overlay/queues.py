@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from backend.context import work_on
+from backend.holdings import Weights
 from backend.lanes import Lane
 from backend.overlay.history import History, outcome_of, showable
 from backend.overlay.interrupts import Interrupts
@@ -82,6 +83,7 @@ class LaneQueue(_PromptQueue):
         self.rebuild = False
         self.on_line: Callable[[str], None] = lambda line: None
         self._depth = 0
+        self._before = Weights()
 
     @property
     def task_counter(self) -> int:
@@ -109,11 +111,16 @@ class LaneQueue(_PromptQueue):
                 self.shared.interrupts.begin(self.lane.index, prompt_id)
                 self.lane.stats.started(prompt_id, time.monotonic())
                 work_on(prompt_id)
-            return found
+        if found is not None:
+            self._before = self.lane.weights.now()
+        return found
 
     def task_done(self, item_id: int, history_result: Any, status: Any, **kwargs: Any) -> None:
         now = time.monotonic()
         result = showable(history_result)  # outside the lock that all lanes and readers share
+        if isinstance(result, dict):
+            # A key of our own beside ComfyUI's: what the lane holds now, and what this job's loads were.
+            result = {**result, "weights": self.lane.weights.now().since(self._before).shown()}
         with self.mutex:
             prompt_id = str(self.currently_running[item_id][ID])
             super().task_done(item_id, result, status, **kwargs)

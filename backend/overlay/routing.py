@@ -6,7 +6,7 @@ then sees is the business of the patches.
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from aiohttp import web
@@ -96,9 +96,14 @@ async def _system_stats(
             return response
         devices.append({**answer["devices"][0], "gpu_id": index})
         merged = response
-        merged.text = json.dumps({**answer, "devices": devices})
+        merged.text = json.dumps({**answer, "devices": devices, "weights": held(state.lanes, wanted)})
     assert merged is not None, "there is at least one lane"  # noqa: S101 (for the type checker)
     return merged
+
+
+def held(lanes: Sequence[Lane], wanted: Iterable[int]) -> list[dict[str, int]]:
+    """What these lanes hold of models' weights, and what loading them cost."""
+    return [{"gpu_id": index, **lanes[index].weights.now().shown()} for index in wanted]
 
 
 async def _interrupt(state: State, request: web.Request, lane: int | None) -> web.Response:

@@ -43,7 +43,7 @@ class Desk:
 
     def __init__(self, config: Config, fleet: Fleet, store: Store, bus: Bus) -> None:
         jobs = config.jobs
-        peer = Peer(config.backend.url, config.timeouts.read)
+        self._peer = peer = Peer(config.backend.url, config.timeouts.read)
         self._config = jobs
         self.journal = journal = Journal(store, bus)
         self.submissions = Submissions(
@@ -62,6 +62,10 @@ class Desk:
         self._control = Control(journal, peer, fleet, self.tracker)
         self._history = History(journal, peer, fleet)
         fleet.on_ready = self.recovery.backend_came
+
+    def apply(self, config: Config) -> None:
+        """Go by a new patience with the backend; what ``[jobs]`` says is read at the start alone."""
+        self._peer.patience = self.submissions.patience = config.timeouts.read
 
     async def open(self) -> None:
         """Read the journal; raises ``StoreError``. Comes before everything else."""

@@ -32,11 +32,11 @@ class Peer:
 
     def __init__(self, url: str, patience: float) -> None:
         self._url = url
-        self._patience = patience
+        self.patience = patience
 
     async def send(self, method: bytes, target: bytes, lines: bytes, body: bytes) -> Reply:
         """One exchange with a client's own header lines; raises ``AskError``."""
-        return await exchange(self._url, method, target, lines, body, timeout=self._patience)
+        return await exchange(self._url, method, target, lines, body, timeout=self.patience)
 
     async def submit(self, body: bytes, gpu: int | None) -> Reply:
         """Submit a prompt on the gateway's own account; raises ``AskError``."""

@@ -51,7 +51,7 @@ class Submissions:
         self._peer = peer
         self._fleet = fleet
         self._accept_while_down = accept_while_down
-        self._patience = patience
+        self.patience = patience
         self._waiting: dict[str, asyncio.Future[Answer]] = {}
         """The answer that the first submission of each id waits for; whoever submits it again waits with it."""
         self._sending: set[str] = set()
@@ -261,7 +261,7 @@ class Submissions:
             await self._journal.note(record.id, boot="")
         self._sending.discard(record.id)
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self.patience):
                 return await asyncio.shield(self._waiting[record.id])
         except TimeoutError:
             text = "The backend did not answer; the job is in the journal and will be run when the backend is back."

@@ -27,6 +27,11 @@ class AccessLog:
         """Whether lines are wanted at all; read before a line is made."""
         self._lines: list[str] = []
 
+    def want(self, *, wanted: bool) -> None:
+        """Whether lines are written from now on."""
+        self._wanted = wanted
+        self.flush()
+
     def line(
         self,
         *,

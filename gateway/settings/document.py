@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import gateway.config
 from gateway.config import NODELAY, Config, Rate, Spec
+from gateway.settings.live import is_live
 from gateway.settings.units import show_rate, show_seconds, show_size
 
 _UNITS = (
@@ -46,10 +47,12 @@ def render_markdown() -> str:
         "`comfy-gateway up` reads `config.toml`; what a file leaves out keeps the default. "
         "`comfy-gateway check [FILE]` names every mistake with its line, as `nginx -t` does. " + _UNITS,
         "",
+        "A reload (SIGHUP) reads the file again; each section says what of it is applied then.",
+        "",
         "This page is written by `python -m gateway.settings.document` from `gateway/config.py`.",
     ]
     for section, kind, default in _sections():
-        lines += ["", f"## [{section}]", "", _first_sentence(kind), ""]
+        lines += ["", f"## [{section}]", "", f"{_first_sentence(kind)} {_when(section, kind)}", ""]
         lines += ["| Key | Default | Accepts | Why |", "|---|---|---|---|"]
         for name, spec, value in _settings(kind, default):
             lines += [_row(name, _show(spec, value), _accepts(spec, value), reason(kind.__name__, name))]
@@ -135,6 +138,17 @@ def _bucket_tables(section: str, kind: type, buckets: list[tuple[str, Rate]]) ->
         values = " | ".join(f"`{value}`" for _, value, _, _ in _bucket_keys(bucket))
         lines += [f"| `{name}` | {values} | {reason(kind.__name__, name)} |"]
     return lines
+
+
+def _when(section: str, kind: type) -> str:
+    """Whether a reload applies the settings of a section."""
+    names = [field.name for field in fields(kind)]
+    live = [name for name in names if is_live(section, name)]
+    if len(live) == len(names):
+        return "A reload applies all of it."
+    if not live:
+        return "Read at the start only."
+    return f"A reload applies {', '.join(f'`{name}`' for name in live)}; the rest is read at the start only."
 
 
 def _row(key: str, default: str | None, accepts: str, why: str) -> str:

@@ -25,8 +25,9 @@ class Deadlines:
     def __init__(self, loop: asyncio.AbstractEventLoop, step: float) -> None:
         self.now = loop.time()
         """Time of the last look; an attribute, for reading a clock on each packet adds up."""
+        self.step = step
+        """Seconds between two looks; a new value holds from the next look on."""
         self._loop = loop
-        self._step = step
         self._items: set[Timed] = set()
         self._looks: list[Callable[[], None]] = []
         self._timer: asyncio.TimerHandle | None = loop.call_later(step, self._look)
@@ -50,7 +51,7 @@ class Deadlines:
             self._timer = None
 
     def _look(self) -> None:
-        self._timer = self._loop.call_later(self._step, self._look)
+        self._timer = self._loop.call_later(self.step, self._look)
         now = self.now = self._loop.time()
         for item in [item for item in self._items if item.deadline <= now]:
             item.expired(now)

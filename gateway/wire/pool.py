@@ -60,13 +60,7 @@ class Pool:
         self.busy = 0
         """Connections that a request holds or is opening. Bridges do not count."""
         self.opened_total = 0
-        self.max_head = config.limits.head
-        self.max_fields = config.limits.headers
-        self.read_timeout = config.timeouts.read
-        self.send_timeout = config.timeouts.send
-        self._limits = config.limits
-        self._connect_timeout = config.timeouts.connect
-        self._idle_timeout = config.timeouts.backend_idle
+        self.apply(config)
         self._unix, self._host, self._port = parse_backend_url(config.backend.url)
         self._idle: list[BackendConnection] = []
         self._waiting: deque[Ticket] = deque()
@@ -74,6 +68,16 @@ class Pool:
         self._open: set[BackendConnection] = set()
         self.clock: Deadlines
         self._closed = False
+
+    def apply(self, config: Config) -> None:
+        """Go by these limits and time-outs from the next look on; nothing that is open is closed."""
+        self.max_head = config.limits.head
+        self.max_fields = config.limits.headers
+        self.read_timeout = config.timeouts.read
+        self.send_timeout = config.timeouts.send
+        self._limits = config.limits
+        self._connect_timeout = config.timeouts.connect
+        self._idle_timeout = config.timeouts.backend_idle
 
     def __repr__(self) -> str:
         return f"<Pool busy={self.busy} idle={self.idle} waiting={self.waiting}>"
@@ -225,6 +229,8 @@ class Pool:
         return BackendConnection(self)
 
     def _drop_stale(self) -> None:
+        if self._waiting:
+            self._serve()  # the bound may have been raised
         oldest = self.clock.now - self._idle_timeout
         while self._idle and self._idle[0].idle_since < oldest:
             # A stack: what has been used least lies at the bottom.

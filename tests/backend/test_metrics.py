@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backend.devices import Memory
 from backend.faults import device_broken
+from backend.holdings import Weights
 from backend.issuing import ENOUGH, Call
 from backend.lanes import Lane
 from backend.metrics import Metrics
@@ -35,6 +36,8 @@ def busy() -> list[Lane]:
     stats.fault(device_broken("cuda:0"))
     for step in range(ENOUGH + 1):
         lanes[0].issuing.called(Call("run", began=float(step), wall=0.5, host=0.25, locked=0.05))
+    lanes[0].weights.read = lambda: Weights(100, 20, 3, loads=2, loads_avoided=7, evictions=1, copies=4, writes=1)
+    lanes[0].weights.preloaded(2)
     return lanes
 
 
@@ -70,6 +73,10 @@ def test_values_are_the_counters():
         'comfy_backend_model_calls_total{gpu="0"} 11.0',
         'comfy_backend_model_seconds_total{gpu="0",part="step"} 10.0',
         'comfy_backend_model_seconds_total{gpu="0",part="host"} 2.75',
+        'comfy_backend_weights_bytes{gpu="0",where="host_shared"} 100.0',
+        'comfy_backend_weights_loads_avoided_total{gpu="0"} 7.0',
+        'comfy_backend_weights_writes_total{gpu="0"} 1.0',
+        'comfy_backend_preloads_total{gpu="0"} 2.0',
     ):
         assert line in text.splitlines()
 

@@ -36,12 +36,12 @@ def run(comfy: Comfy, tiny_models: Path, folder: Path, switch: str) -> dict[str,
 def reports(comfy: Comfy, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The same scenarios without and with the store, over the same files."""
     folder = tmp_path_factory.mktemp("kinds")
-    return {switch: run(comfy, tiny_models, folder, switch) for switch in ("0", "1")}
+    return {switch: run(comfy, tiny_models, folder, switch) for switch in ("off", "strict")}
 
 
 def test_every_kind_of_model_computes_the_same(reports: dict[str, dict[str, Any]]) -> None:
     """Ten scenarios (every kind of loader, LoRA, hooks, merges, partial loads) on four lanes, on and off: one hash."""
-    without, shared = reports["0"]["results"], reports["1"]["results"]
+    without, shared = reports["off"]["results"], reports["strict"]["results"]
     assert len(without) == len(shared) == KINDS * LANES
     wrong = {name: (without[name], found) for name, found in shared.items() if found != without[name]}
     assert wrong == {}
@@ -55,14 +55,14 @@ def test_every_kind_of_model_computes_the_same(reports: dict[str, dict[str, Any]
 
 def test_unloading_copies_nothing_back(reports: dict[str, dict[str, Any]]) -> None:
     """Whole and partial loads onto a device that gives nothing back end with every parameter over its master."""
-    found = reports["1"]["fake_gpu"]
+    found = reports["strict"]["fake_gpu"]
     assert len(found) == 6
     assert all(turn == {"astray": [], "same": True} for turn in found.values()), found
 
 
 def test_the_masters_are_the_files_still(reports: dict[str, dict[str, Any]]) -> None:
     """After everything the shared copy has the file's bytes: by hash, and by the kernel's count of written pages."""
-    report = reports["1"]
+    report = reports["strict"]
     assert report["digests"] == [True]
     assert report["written"] == [0]
     assert report["protected"] == [True]
@@ -70,6 +70,6 @@ def test_the_masters_are_the_files_still(reports: dict[str, dict[str, Any]]) -> 
 
 def test_nothing_is_kept_that_nobody_uses(reports: dict[str, dict[str, Any]]) -> None:
     """Loads were avoided while lanes worked, and with the last model all masters are gone."""
-    now = reports["1"]["snapshot"]
+    now = reports["strict"]["snapshot"]
     assert now["avoided"] > 0
     assert (now["files"], now["mapped"], now["anonymous"]) == (0, 0, 0)

@@ -1,6 +1,6 @@
 """Runs ComfyUI's own loaders, patchers and samplers in one process, lane after lane and lanes at once; prints JSON.
 
-usage: COMFYUI_DIR=… COMFY_SHARE_WEIGHTS=0|1 PYTHON_OF_COMFYUI weights_run.py TINY_MODELS FOLDER
+usage: COMFYUI_DIR=… COMFY_SHARE_WEIGHTS=off|on|strict PYTHON_OF_COMFYUI weights_run.py TINY_MODELS FOLDER
 
 Prints, for every scenario, a hash of what came out, and what the store says. The caller compares both switches.
 """

@@ -179,7 +179,23 @@ async def test_system_stats_name_the_gpus_device(client: Client):
         assert len(found["devices"]) == 1
         assert set(found["devices"][0]) >= {"name", "type", "index", "vram_total", "vram_free"}
         assert found["system"]["ram_total"] > 0
-    assert len((await client.get("/system_stats"))["devices"]) == GPUS
+        assert [entry["gpu_id"] for entry in found["weights"]] == [gpu]
+    found = await client.get("/system_stats")
+    assert len(found["devices"]) == GPUS
+    assert [entry["gpu_id"] for entry in found["weights"]] == list(range(GPUS))
+    assert set(found["weights"][0]) == {"gpu_id", *HELD}
+
+
+HELD = (
+    "host_shared", "host_own", "device", "loads", "loads_avoided", "evictions", "copies", "writes", "preloads",
+)  # fmt: skip
+
+
+async def test_a_jobs_record_says_what_its_lane_holds(client: Client):
+    """The history has a key of our own with bytes held and what this job's loads were."""
+    entry = await client.done(await client.submit(picture(), 1))
+    assert set(entry["weights"]) == set(HELD)
+    assert entry["weights"]["loads"] == 0, "no model in this job"
 
 
 async def test_free_makes_one_lane_forget(client: Client):

@@ -121,7 +121,7 @@ class Hands:
         """Let so much time pass, look by look."""
         end = self._now + seconds
         while self._now < end:
-            self._now = min(end, self._now + self._deadlines._step)
+            self._now = min(end, self._now + self._deadlines.step)
             self._deadlines._look()
 
 

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import logging
 import socket
 import sys
 from dataclasses import replace
 
 import pytest
 
-from gateway.app import App, StartError, _loop_factory, banner, check_free
+from gateway.app import App, StartError, banner, check_free
 from gateway.config import Backend, Config, Jobs, Listen, Log, Timeouts
 from gateway.fleet.ask import AskError, asker
 from gateway.fleet.lanes import Fleet
+from gateway.process import loop_factory
+from gateway.reload import Read
 from gateway.server import Bound
 from tests.doubles.canned import canned, ok
 from tests.doubles.wait import until
@@ -34,10 +37,10 @@ def config_for(url: str, *, start: bool = False) -> Config:
 class Running:
     """An app on a task of the test, and what it said."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, read: Read | None = None) -> None:
         self.said: list[str] = []
         self.lines: list[str] = []
-        self.app = App(config, {}, self.said.append, self.lines.append)
+        self.app = App(config, {}, self.said.append, self.lines.append, read)
         self.task = asyncio.get_running_loop().create_task(self.app.run(), name="app")
 
     def url(self, gpu: int | None) -> str:
@@ -82,6 +85,49 @@ async def test_a_stop_before_the_backend_is_there_is_a_clean_one():
     assert running.said == []
 
 
+async def test_a_reload_changes_what_can_be_changed_and_says_what_cannot(caplog: pytest.LogCaptureFixture):
+    """New limits and the log's level hold at once, on connections that are open; a new port waits for a start."""
+    caplog.set_level(logging.INFO, "gateway.reload")
+    root = logging.getLogger().level
+    async with canned(COMFYUI) as backend:
+        config = config_for(backend.url)
+        wanted = replace(
+            config,
+            limits=replace(config.limits, body=10),
+            log=replace(config.log, level="error"),
+            listen=replace(config.listen, front_port=1),
+        )
+        running = Running(config, lambda: (wanted, ["a warning"]))
+        await running.ready()
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url(0).rpartition(":")[2]))
+        try:
+            running.app.reload()
+            assert logging.getLogger().level == logging.ERROR
+            writer.write(b"POST /prompt HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
+        finally:
+            logging.getLogger().setLevel(root)
+            writer.close()
+            await writer.wait_closed()
+        assert running.app.config == replace(wanted, listen=config.listen)
+        await running.stop()
+    said = [record.getMessage() for record in caplog.records if record.name == "gateway.reload"]
+    assert said == [
+        "a warning",
+        "changed, but only read at the start: [listen] front_port",
+        "reloaded: [limits] body, [log] level",
+    ]
+
+
+async def test_without_a_way_to_read_settings_again_a_reload_is_nothing():
+    """Who builds an app without a file keeps it as it is."""
+    async with canned(COMFYUI) as backend:
+        running = Running(config_for(backend.url))
+        running.app.reload()
+        await running.listening()
+        await running.stop()
+
+
 async def test_a_busy_port_is_an_error_that_names_it_and_leaves_nothing_listening():
     """The ports before it are given back."""
     with socket.socket() as other:
@@ -122,9 +168,9 @@ def test_addresses_of_the_sixth_protocol_are_shown_in_brackets():
 def test_without_uvloop_asyncios_own_loop_is_used(monkeypatch: pytest.MonkeyPatch):
     """Where uvloop does not exist the gateway runs all the same; these tests do so too."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert _loop_factory() is None
+    assert loop_factory() is None
     monkeypatch.undo()
-    factory = _loop_factory()
+    factory = loop_factory()
     assert factory is not None
     loop = factory()
     assert type(loop).__module__.startswith("uvloop")

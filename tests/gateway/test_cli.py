@@ -60,7 +60,7 @@ def test_the_file_is_judged_with_what_comes_on_top_of_it(
     file = tmp_path / "config.toml"
     file.write_text(TWO_DEVICES, encoding="utf-8")
     started: list[Config] = []
-    monkeypatch.setattr("gateway.app.run", lambda config, env, warnings: started.append(config))
+    monkeypatch.setattr("gateway.app.run", lambda config, *rest: started.append(config))
     monkeypatch.delenv("COMFY_NUM_GPUS", raising=False)
     up = ["up", "--config", str(file)]
 

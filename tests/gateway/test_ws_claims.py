@@ -6,7 +6,7 @@ from gateway.ws_bridge import Bridges, Claim
 
 def test_one_claim_of_a_key_goes_at_a_time_and_the_newest_last():
     """A claim goes when all older ones have been released, not when they were told to."""
-    bridges = Bridges(Metrics(1, "0"), bridge_close=1.0)
+    bridges = Bridges(Metrics(1, "0"))
     evicted: list[int] = []
     gone: list[int] = []
 

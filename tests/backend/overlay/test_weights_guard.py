@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from backend.context import in_lane
+from backend.holdings import Weights
+from backend.lanes import Lane
 from backend.overlay.patches import weights
 from backend.overlay.weights import modules, pages
 from backend.overlay.weights.guard import Guard
 from backend.overlay.weights.loading import loading
+from backend.overlay.weights.report import Report
 from backend.overlay.weights.sealed import CHUNK, SMALL, Memory, content
 from backend.overlay.weights.store import Store
 from tests.backend.overlay.test_weights_store import pickled, reading, write
@@ -218,3 +221,35 @@ def test_adopted_tensors_keep_their_shape_and_their_company():
     assert values["whole"].data_ptr() != base.data_ptr()
     assert type(values["p"]) is torch.nn.Parameter
     assert values["flag"].tolist() == [True, False]
+
+
+def test_a_lanes_bytes_are_added_up(store: Store, tmp_path: Path):
+    """Shared once for two trees over one file, own after a write, and on the device; kept until something moves."""
+    path, lane = write(tmp_path / "a.safetensors"), Lane(0, "cpu")
+    report = Report(store, lane)
+    assert report.now() == Weights()
+    with in_lane(0):
+        first, second = load(store, path), load(store, path)
+    size = sum(parameter.nbytes for parameter in first.parameters())
+    assert report.now() == Weights(host_shared=size, loads=1, loads_avoided=1)
+    modules.own(first.a, "weight")
+    assert report.now().host_own == first.a.weight.nbytes
+    assert report.now().host_shared == size, "the second tree has all of it"
+    del second
+    gc.collect()
+    first.to("meta")
+    now = report.now()
+    assert (now.host_shared, now.device, now.copies) == (0, size, 1)
+    del first
+    gc.collect()
+    with in_lane(1):
+        _other = load(store, path)
+    assert store.ledgers.of(0).evictions == 1
+    assert Report(store, Lane(1, "cpu")).now().loads == 1
+
+
+def test_without_a_store_a_lane_counts_its_loaded_models():
+    """What ComfyUI has loaded for the lane, each parameter once."""
+    lane, net = Lane(0, "cpu"), Net()
+    lane.weights.models = lambda: [net, net, object()]
+    assert Report(None, lane).now() == Weights(host_own=sum(parameter.nbytes for parameter in net.parameters()))

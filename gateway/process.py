@@ -1,0 +1,61 @@
+"""This process as the system sees it: its output, its event loop, how many files it may open.
+
+Owns nothing afterwards. Must never know what the gateway does.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+
+log = logging.getLogger("gateway.app")
+
+
+def say(line: str) -> None:
+    """Print a line for the user."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def backend_line(line: str) -> None:
+    """Pass a line of a backend on to the log."""
+    sys.stderr.write(f"backend | {line}\n")
+
+
+class _Prefixed(logging.Formatter):
+    """Every line of a record, not only its first, says whose it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", "\ngateway | ")
+
+
+def log_to_stderr(level: str) -> None:
+    """Write the gateway's log from this level on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Prefixed("gateway | %(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes event loops: uvloop where there is one."""
+    try:
+        import uvloop  # noqa: PLC0415 (not there on every platform)
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def raise_file_limit(wanted: int) -> None:
+    """Take as many descriptors as the connections may need, or as the system gives."""
+    try:
+        import resource  # noqa: PLC0415 (not there on every platform)
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted:
+        return
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    if target < wanted:
+        log.warning("only %d open files are allowed: fewer connections than configured will fit (ulimit -n)", target)
