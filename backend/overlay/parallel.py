@@ -85,6 +85,8 @@ def _load(checkout: comfy.Checkout, version: Version, options: Options) -> tuple
     main = comfy.load()
     for word, why in added:
         log.info("ComfyUI %s is started with %s: %s", checkout.version, word, why)
+    for warns, note in version.notes(arguments):
+        log.log(logging.WARNING if warns else logging.INFO, "ComfyUI %s: %s", checkout.version, note)
     return main, [Lane(index, name) for index, name in enumerate(names)]
 
 

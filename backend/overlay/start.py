@@ -43,13 +43,28 @@ def _settled(options: Options) -> Options:
     return dataclasses.replace(options, port=port)
 
 
+def plain_arguments(options: Options) -> tuple[str, list[str]]:
+    """The one device that plain ComfyUI runs on, the first of those that were named, and its command line."""
+    first = options.devices[0] if options.devices else "cuda:0"
+    if options.cpu or "--cpu" in options.comfyui_args or first == "cpu":
+        return "cpu", comfy.arguments(options, cpu=True)
+    words = comfy.arguments(options, cpu=False)
+    kind, _, index = first.partition(":")
+    if kind == "cuda" and index not in {"", "0"} and "--cuda-device" not in words:
+        words += ["--cuda-device", index]
+    return first, words
+
+
 def _run_plain(checkout: comfy.Checkout, options: Options) -> int:
-    cpu = options.cpu or "--cpu" in options.comfyui_args
-    device = options.devices[0] if options.devices else "cpu" if cpu else "cuda:0"
+    device, words = plain_arguments(options)
+    log.warning(
+        "COMFY_MULTI_GPU_SCHED=0: plain ComfyUI %s, nothing patched: one queue on %s, whichever GPU a request names",
+        checkout.version, device,
+    )
     line = Ready(ready.url(options), f"comfyui {checkout.version} (plain)", [device], os.getpid())
     threading.Thread(
         target=ready.say_when_open, args=(line, options.host, options.port), name="ready line", daemon=True
     ).start()
-    comfy.enter(checkout, comfy.arguments(options, cpu))
+    comfy.enter(checkout, words)
     comfy.run_as_it_is()
     return EXIT_OK

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,12 +103,12 @@ def start_plain_site(comfy: Comfy, tiny_models: Path, folder: Path, *more: str) 
 
 def start_overlay_site(
     comfy: Comfy, tiny_models: Path, folder: Path, *more: str, lanes: int = stack.LANES,
-    env: dict[str, str] | None = None,
+    env: dict[str, str] | None = None, own: Sequence[str] = (),
 ) -> Site:
     """The overlay, its lanes reached by the GPU header."""
     folders, port = Folders(folder).make(), stack.free_port()
     running = stack.start_overlay(
-        comfy, folders, port, arguments(comfy, folders, tiny_models, *more), lanes=lanes, env=env)
+        comfy, folders, port, arguments(comfy, folders, tiny_models, *more), lanes=lanes, env=env, own=own)
     host = f"127.0.0.1:{port}"
     reached = [Lane(host, gpu, {"X-TARGET-GPU": str(gpu)}) for gpu in range(lanes)]
     return _started(Site(reached, folders, [running], backend=Lane(host)), f"http://{host}/system_stats")
@@ -134,11 +134,13 @@ def with_gateway(site: Site, lanes: int = stack.LANES, *, limited: bool = False)
     return _started(found, f"http://127.0.0.1:{first + 1}/system_stats")
 
 
-def start_supervised_site(comfy: Comfy, folders: Folders, started_with: list[str]) -> Site:
+def start_supervised_site(
+    comfy: Comfy, folders: Folders, started_with: list[str], env: dict[str, str] | None = None,
+) -> Site:
     """The gateway with the backend as its child."""
     first, backend = stack.free_port(stack.LANES + 1), stack.free_port()
     ports = list(range(first + 1, first + 1 + stack.LANES))
-    running = stack.start_supervised(comfy, folders, first, ports, backend, started_with)
+    running = stack.start_supervised(comfy, folders, first, ports, backend, started_with, env)
     reached = [Lane(f"127.0.0.1:{port}", gpu) for gpu, port in enumerate(ports)]
     site = Site(reached, folders, [running], Lane(f"127.0.0.1:{first}"), Lane(f"127.0.0.1:{backend}"))
     return _started(site, f"http://127.0.0.1:{first + 1}/system_stats")

@@ -137,6 +137,14 @@ class Running:
             time.sleep(0.1)
         raise RuntimeError(f"{self.name} did not answer {url} within {seconds:.0f} s:\n{self.tail()}")
 
+    def wait_for_line(self, start: str, seconds: float = START_LIMIT) -> None:
+        """Return once a line of its output starts so; raise as ``wait_for`` does."""
+        deadline = time.monotonic() + seconds
+        while not any(line.startswith(start) for line in self.log.read_text(errors="replace").splitlines()):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} said no {start!r}:\n{self.tail()}")
+            time.sleep(0.1)
+
     def children(self) -> list[int]:
         """Ids of the processes that it has started itself."""
         parents = {int(path.parent.name): int(path.read_text().rpartition(")")[2].split()[1])
@@ -207,14 +215,17 @@ def start_plain(comfy: Comfy, folders: Folders, port: int, arguments: Sequence[s
 
 def start_overlay(
     comfy: Comfy, folders: Folders, port: int, arguments: Sequence[str], *,
-    lanes: int = LANES, env: Mapping[str, str] | None = None,
+    lanes: int = LANES, env: Mapping[str, str] | None = None, own: Sequence[str] = (),
 ) -> Running:
-    """Start the backend's overlay body under ComfyUI's interpreter with ``lanes`` virtual lanes."""
+    """Start the backend's overlay body under ComfyUI's interpreter with ``lanes`` virtual lanes.
+
+    ``own`` are arguments of the backend itself.
+    """
     import prometheus_client  # noqa: PLC0415 (only its place matters)
 
     lib = str(Path(prometheus_client.__file__).parents[1])
     command = [comfy.python, str(ROOT / "backend/bootstrap.py"), "--comfyui", str(comfy.folder), "--gpus", str(lanes),
-               "--cpu", "--port", str(port), "--", *arguments]
+               "--cpu", "--port", str(port), *own, "--", *arguments]
     return Running("overlay", command, folders.root, folders.root / "overlay.log",
                    environment({"COMFY_GATEWAY_LIB": lib, **(env or {})}))
 
@@ -228,6 +239,7 @@ def start_naive(comfy: Comfy, folders: Folders, port: int, arguments: Sequence[s
 
 def start_supervised(
     comfy: Comfy, folders: Folders, front: int, ports: Sequence[int], backend: int, arguments: Sequence[str],
+    env: Mapping[str, str] | None = None,
 ) -> Running:
     """Start ``comfy-gateway up --comfyui DIR``, which starts and watches the backend itself."""
     config = folders.root / "up.toml"
@@ -235,7 +247,7 @@ def start_supervised(
         f"[backend]\ncomfyui = {json.dumps(str(comfy.folder))}\npython = {json.dumps(comfy.python)}\n"
         f"args = {json.dumps(list(arguments))}\ndevices = {json.dumps(['cpu'] * len(ports))}\n")))
     command = [sys.executable, "-m", "gateway", "up", "--config", str(config)]
-    return Running("comfy-gateway up", command, ROOT, folders.root / "up.log", environment())
+    return Running("comfy-gateway up", command, ROOT, folders.root / "up.log", environment(env))
 
 
 def gateway_config(folder: Path, backend: str, front: int, ports: Sequence[int], *, limited: bool = False) -> str:

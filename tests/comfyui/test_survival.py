@@ -1,5 +1,6 @@
 """A lane outlives whatever its jobs do: any exception, memory that runs out, three times over, and a broken device."""
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -131,6 +132,39 @@ def supervised(comfy: Comfy, tiny_models: Path, tmp_path: Path) -> Iterator[Site
     site = start_supervised_site(comfy, folders, arguments(comfy, folders, tiny_models))
     yield site
     stop_site(site)
+
+
+def test_a_lost_worker_is_told_and_replaced(supervised: Site, tmp_path: Path) -> None:
+    """A lane without its thread: its port answers 503 with the reason, the others work; then a new process has all."""
+    well, broken, front = supervised.lanes[0], supervised.lanes[1], supervised.front
+    assert front
+    held = well.submit(workflows.sleeping(600, steps=10_000, tag="held"))
+    last = broken.submit({"1": workflows.node("ProofDesert", marker=str(tmp_path / "marker"))})
+    deadline = time.monotonic() + 60
+    while (health := front.get("/health"))["status"] != "degraded":
+        assert time.monotonic() < deadline, health
+        time.sleep(0.05)
+    reason = "GPU 1 takes no jobs: its worker thread has ended (SystemExit)."
+    assert (health["healthy_instances"], health["reason"]) == (3, reason)
+    for answer in (broken.post("/prompt", {"prompt": workflows.sleeping(0.01)}), broken.call("GET", "/system_stats")):
+        assert answer.status == 503
+        assert reason in json.dumps(answer.json)
+    assert metrics(front)['comfy_backend_lane_faulted{gpu="1"}'] == 1
+    assert well.running() == [held]
+    well.interrupt(held)
+    # The process leaves when the held job is over; the journal gives the lost one to its successor.
+    deadline = time.monotonic() + 120
+    while outcome_of(broken, last) != "success":
+        assert time.monotonic() < deadline, "the broken process was not replaced"
+        time.sleep(0.2)
+    assert outcome_of(well, held) == "interrupted"
+    assert front.get("/health")["status"] == "healthy"
+
+
+def outcome_of(lane: Lane, job: str) -> str:
+    """How a job ended, if it has and its lane answers."""
+    answer = lane.call("GET", f"/history/{job}")
+    return outcome(answer.json[job]) if answer.status == 200 and answer.json else ""
 
 
 def test_device_fault_replaces_the_process(supervised: Site) -> None:

@@ -33,6 +33,11 @@ def sampled(
     return prompt
 
 
+def kept(seed: int, prefix: str = "proof/kept") -> Prompt:
+    """The same with a model that a node keeps in a variable all GPUs share."""
+    return {**sampled(seed, prefix=prefix), "1": node("ProofKeptModel", name=NAMES["fp16"])}
+
+
 def wan(seed: int, prefix: str = "proof/wan") -> Prompt:
     """Two steps of the Wan-shaped video model, its latent saved: no VAE of that size exists."""
     return {

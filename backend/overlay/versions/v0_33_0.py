@@ -20,6 +20,7 @@ VERSION = Version(
         ("--disable-dynamic-vram", "dynamic VRAM resets the buffers of all devices after every node of any lane"),
         ("--cache-classic", "the default cache evicts by the machine's RAM, so that lanes would empty each other's"),
     ),
+    off=(("--enable-assets", "the assets system (one database and scanner for the process)"),),
     gives_way=("--cache-lru", "--cache-none", "--cache-ram", "--cache-classic"),
     task_done=("self", "item_id", "history_result", "status", "process_item"),
     executor=("self", "server", "cache_type", "cache_args"),

@@ -15,6 +15,8 @@ class Version:
     number: str
     adds: tuple[tuple[str, str], ...] = ()
     """Arguments the overlay starts it with, and why."""
+    off: tuple[tuple[str, str], ...] = ()
+    """Arguments that switch on what is off by itself and untried with several lanes, and what that is."""
     gives_way: tuple[str, ...] = ()
     """User arguments that forbid one of ``adds`` (they exclude each other in ComfyUI's own parser)."""
     send_sync: tuple[str, ...] = ("self", "event", "data", "sid")
@@ -35,6 +37,16 @@ class Version:
     """What ``task_done`` is given beyond the status."""
     close: Callable[[Any], None] = lambda main: None
     """What the version's own main block does at the end, besides deleting temporary files."""
+
+    def notes(self, given: Sequence[str]) -> list[tuple[bool, str]]:
+        """What else to say about the arguments: whether it is a warning, and the words."""
+        names = {word.partition("=")[0] for word in given}
+        return [
+            (True, f"{word} was given: {what} was not tried with several lanes")
+            if word in names
+            else (False, f"{what} is off in this version unless {word} is given: there is nothing to pass for it")
+            for word, what in self.off
+        ]
 
     def arguments(self, given: Sequence[str]) -> list[tuple[str, str]]:
         """The arguments to add to those the user gave, with the reason of each."""

@@ -8,6 +8,8 @@ import aiohttp
 import pytest
 
 from backend.contract import EXIT_PORT_IN_USE, EXIT_USAGE, GPU_HEADER
+from backend.options import Options
+from backend.overlay.start import plain_arguments
 from backend.process import listen
 from tests.doubles.checkout import FOLDER, Client, Started
 
@@ -147,3 +149,21 @@ async def test_the_warm_up_workflow_runs_on_every_lane_before_ready(tmp_path: Pa
         assert any("cannot be read" in line for line in started.lines)
     finally:
         started.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "words"),
+    [
+        (Options(), "cuda:0", []),
+        (Options(cpu=True), "cpu", ["--cpu"]),
+        (Options(devices=("cpu", "cpu")), "cpu", ["--cpu"]),
+        (Options(comfyui_args=("--cpu",)), "cpu", ["--cpu"]),
+        (Options(devices=("cuda:0", "cuda:1")), "cuda:0", []),
+        (Options(devices=("cuda:2", "cuda:1")), "cuda:2", ["--cuda-device", "2"]),
+        (Options(devices=("cuda:2",), comfyui_args=("--cuda-device", "5")), "cuda:2", ["--cuda-device", "5"]),
+    ],
+)
+def test_switched_off_it_runs_on_the_first_device(options: Options, device: str, words: list[str]) -> None:
+    """Plain ComfyUI has one: the first that is named, as ComfyUI's own arguments say it."""
+    listen = ["--listen", "127.0.0.1", "--port", "8188"]
+    assert plain_arguments(options) == (device, [*listen, *words])

@@ -31,6 +31,18 @@ def test_arguments_are_added_where_a_version_needs_them() -> None:
     assert words("0.33.0", "--cache-none") == ["--disable-dynamic-vram"]
 
 
+def test_what_is_off_by_itself_is_said() -> None:
+    """The newest version has no switch against assets, only one for them."""
+    newest = versions.choose("0.33.0")[0]
+    ((warns, note),) = newest.notes(["--lowvram"])
+    assert not warns
+    assert "unless --enable-assets is given" in note
+    ((warns, note),) = newest.notes(["--enable-assets"])
+    assert warns
+    assert "not tried with several lanes" in note
+    assert versions.choose("0.3.64")[0].notes(["--enable-assets"]) == []
+
+
 @pytest.mark.parametrize("number", ["0.8.0", "0.33.0"])
 def test_secrets_stay_out_of_sight(number: str) -> None:
     """The sixth field of a queue item is shown neither in queues nor in the history."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import comfy.model_management
+import comfy.sd
 import comfy.utils
 import folder_paths
 import numpy as np
@@ -311,6 +312,23 @@ if os.environ.get("PROOF_TICK"):
     threading.Thread(target=tick, name="proof-tick", daemon=True).start()
 
 
+class KeptModel(Node):
+    """Loads a checkpoint on its first use and keeps it in a class variable, as loaders with a cache of their own do."""
+
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    kept: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {"required": {"name": TAG}}
+
+    def run(self, name: str) -> Any:
+        if name not in self.kept:
+            path = folder_paths.get_full_path("checkpoints", name)
+            self.kept[name] = comfy.sd.load_checkpoint_guess_config(path, output_vae=True, output_clip=True)[:3]
+        return self.kept[name]
+
+
 class DeviceReport(Node):
     """Tells which device ComfyUI would use here, in which thread, and how many models are loaded."""
 
@@ -366,5 +384,5 @@ class Patched(Node):
 NODE_CLASS_MAPPINGS = {
     f"Proof{kind.__name__}": kind
     for kind in (RandomConditioning, Sleep, AsyncSleep, HelperThreadProgress, ExpandLoop, Tint, SeededNoise,
-                 CountingSaver, RaiseOOM, Raise, Broadcast, DeviceReport, Patched)
+                 CountingSaver, RaiseOOM, Raise, Broadcast, KeptModel, DeviceReport, Patched)
 }
