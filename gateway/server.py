@@ -133,7 +133,7 @@ class Server:
                 proxy.bridges.close()
             if not proxy.busy:
                 return
-            if told and not proxy.running:
+            if told and not proxy.running and not any(bridge.concluding for bridge in proxy.bridges.open):
                 parting = parting or loop.time() + _PARTING
                 end = min(end, parting)
             await asyncio.sleep(0.02)

@@ -258,10 +258,15 @@ class Bridge:
         return True
 
     def go_away(self) -> None:
-        """The gateway stops: tell both sides."""
-        self.backend.send_close(masked=True)
-        self.client.send_close(masked=False)
+        """The gateway stops: tell both sides, each between two frames."""
+        self.backend.send_close(masked=True, wait=True)
+        self.client.send_close(masked=False, wait=True)
         self._end_by(self._bridges.bridge_close)
+
+    @property
+    def concluding(self) -> bool:
+        """Whether it has been told to go away and still passes the rest of a frame."""
+        return self.client.concluding or self.backend.concluding
 
     def half_closed(self, end: End) -> None:
         """One side sends no more."""

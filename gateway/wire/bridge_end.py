@@ -51,6 +51,8 @@ class End(asyncio.Protocol):
         "_bridge",
         "_counted_bytes",
         "_counted_messages",
+        "_last_words",
+        "_over",
         "direction",
         "eof",
         "follower",
@@ -73,11 +75,19 @@ class End(asyncio.Protocol):
         self.passed = 0
         self.replay: Replay | None = None
         """What has been received here, for a backend that must hear it again."""
+        self._last_words = b""
+        """What the other side is sent at the end of the frame that is passing."""
+        self._over = False
+        """Whether the other side has had its last words: nothing may follow them."""
         self._counted_bytes = 0
         self._counted_messages = 0
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""
+        if self._over:
+            return
+        if self._last_words:
+            data = self._cut(data)
         self.passed += len(data)
         self.follower.feed(data)
         if self.replay is not None:
@@ -115,14 +125,40 @@ class End(asyncio.Protocol):
         else:
             self.transport.resume_reading()
 
-    def send_close(self, *, masked: bool) -> None:
-        """Put a Close frame into what this side is sent, where that is possible, and close that direction."""
-        if self.lost or self.transport.is_closing() or self.other.eof:
+    def send_close(self, *, masked: bool, wait: bool = False) -> None:
+        """Put a Close frame into what this side is sent, and nothing after it.
+
+        Where a frame is half passed none can be put in: that direction is closed, or with ``wait`` its end waited for.
+        """
+        if self.lost or self.transport.is_closing() or self.other.eof or self.other.follower.closing:
             return
-        if self.other.follower.at_boundary:
-            self.transport.write(close_frame(GOING_AWAY, masked=masked))
+        self.other.conclude(close_frame(GOING_AWAY, masked=masked), wait=wait)
+
+    def conclude(self, words: bytes, *, wait: bool) -> None:
+        """Let these be the last that the other side is sent."""
+        if self._over:
+            return
+        if self.follower.at_boundary:
+            self._over = True
+            self.other.transport.write(words)
+        elif wait:
+            self._last_words = words
         else:
-            self.transport.write_eof()
+            self.other.transport.write_eof()
+
+    @property
+    def concluding(self) -> bool:
+        """Whether the end of a frame is waited for."""
+        return bool(self._last_words)
+
+    def _cut(self, data: bytes) -> bytes:
+        """The bytes up to the end of the frame that is passing, if it is in them, and the last words behind it."""
+        end = self.follower.frame_end(data)
+        if end is None:
+            return data
+        words, self._last_words = self._last_words, b""
+        self._over = True
+        return data[:end] + words
 
     def count(self, counter: Counter, gpu: str) -> None:
         """Report what has passed since the last report."""

@@ -10,6 +10,7 @@ _CONTROL: Final = 0x8
 _CLOSE: Final = 0x8
 _FIN: Final = 0x80
 _MASKED: Final = 0x80
+_LONGEST_HEADER: Final = 14
 
 
 class FrameFollower:
@@ -28,6 +29,16 @@ class FrameFollower:
     def at_boundary(self) -> bool:
         """Whether no frame is half passed, so that a frame of our own could be put in."""
         return not self._skip and not self._head
+
+    def frame_end(self, data: bytes) -> int | None:
+        """Where in ``data``, which comes next, the frame ends that is half passed; ``None``: not in there."""
+        end = self._skip
+        if self._head:
+            sizes = frame_sizes(self._head + data[:_LONGEST_HEADER])
+            if sizes is None:
+                return None
+            end = sum(sizes) - len(self._head)
+        return end if end <= len(data) else None
 
     def feed(self, data: bytes) -> None:
         """Follow the bytes as they pass; work per frame, not per byte."""
@@ -63,6 +74,22 @@ class FrameFollower:
             self._skip = at - size
         else:
             self._head = data[at:]
+
+
+def frame_sizes(data: bytes | bytearray) -> tuple[int, int] | None:
+    """Bytes of header and payload of the frame that begins with these (§5.2); ``None`` while that is not known."""
+    if len(data) < 2:
+        return None
+    length, head = data[1] & 0x7F, 2
+    if length == 126:
+        head = 4
+    elif length == 127:
+        head = 10
+    if len(data) < head:
+        return None
+    if length >= 126:
+        length = int.from_bytes(data[2:head], "big")
+    return head + (4 if data[1] & _MASKED else 0), length
 
 
 def close_frame(code: int, *, masked: bool) -> bytes:

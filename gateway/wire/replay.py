@@ -6,6 +6,8 @@ backend. Kept whole, they also bring a compressor's state along (RFC 7692 §7). 
 
 from typing import Final
 
+from gateway.wire.frames import frame_sizes
+
 PING: Final = 0x9
 CLOSE: Final = 0x8
 
@@ -40,8 +42,8 @@ class Replay:
         part = self._part
         part += data
         controls: list[tuple[int, bytes]] = []
-        while (size := _size(part)) and len(part) >= size[0] + size[1]:
-            head, length = size
+        while (sizes := frame_sizes(part)) and len(part) >= sum(sizes):
+            head, length = sizes
             frame = bytes(part[: head + length])
             del part[: head + length]
             opcode = frame[0] & 0x0F
@@ -56,19 +58,3 @@ class Replay:
             self._kept.clear()
             part.clear()
         return controls
-
-
-def _size(part: bytearray) -> tuple[int, int] | None:
-    """Length of the first frame's header and of its payload (RFC 6455 §5.2); ``None`` while that is not known."""
-    if len(part) < 2:
-        return None
-    length, head = part[1] & 0x7F, 2
-    if length == 126:
-        head = 4
-    elif length == 127:
-        head = 10
-    if len(part) < head:
-        return None
-    if length >= 126:
-        length = int.from_bytes(part[2:head], "big")
-    return head + (4 if part[1] & 0x80 else 0), length

@@ -1,17 +1,25 @@
 """Listening, draining and stopping."""
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
 
 from gateway.config import Timeouts
 from gateway.server import step_of
-from tests.doubles.bridges import echo_bytes, opened
+from gateway.wire.frames import close_frame, frame
+from tests.doubles.bridges import SWITCH, echo_bytes, opened
 from tests.doubles.http_backend import Peer
-from tests.doubles.http_client import raw, request
+from tests.doubles.http_client import RawClient, raw, request
 from tests.doubles.http_stack import stack
 from tests.doubles.wait import until
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that hangs up late, because this machine is busy, still hangs up."""
+    monkeypatch.setattr("gateway.server._PARTING", 60.0)
 
 
 async def test_one_port_per_gpu_and_the_front_door():
@@ -88,6 +96,91 @@ async def test_draining_says_goodbye_to_bridges():
         client.close()
         await drained
         assert not made.server.busy
+
+
+async def test_draining_waits_for_the_end_of_a_frame():
+    """The Close frame comes between two frames, never inside one; what comes after it is dropped."""
+    go = asyncio.Event()
+    event = frame(2, bytes(100_000))
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(SWITCH + event[:50_000])
+        await go.wait()
+        await peer.send(event[50_000:] + frame(1, b"too late"))
+        await peer.gone()
+
+    async with stack(script) as made, made.client() as client:
+        await opened(client)
+        assert await client.reader.readexactly(50_000) == event[:50_000]
+        drained = asyncio.get_running_loop().create_task(made.server.drain(60.0))
+        (bridge,) = made.proxy.bridges.open
+        await until(lambda: bridge.concluding)
+        go.set()
+        rest = event[50_000:] + close_frame(1001, masked=False)
+        assert await client.reader.readexactly(len(rest)) == rest
+        client.close()
+        await drained
+        assert not made.server.busy
+
+
+async def test_a_frame_that_never_ends_does_not_hold_the_drain_for_ever():
+    """Half a frame, and then nothing: the bridge ends with its time."""
+
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(SWITCH + frame(2, bytes(1000))[:500])
+        await peer.gone()
+
+    async with stack(script, timeouts={"bridge_close": 0.2}) as made, made.client() as client:
+        await opened(client)
+        await client.reader.readexactly(500)
+        await made.server.drain(60.0)
+        assert not made.server.busy
+        assert await client.closed()
+
+
+async def test_draining_under_load_loses_nothing():
+    """Twenty uploads half sent, twenty answers waited for and twenty bridges: all end in order, nothing is refused."""
+    go = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        seen = await peer.head()
+        if seen.all("upgrade"):
+            await peer.send(SWITCH)
+            assert await peer.gone() == close_frame(1001, masked=True)
+            return
+        body = await peer.reader.readexactly(int((seen.all("content-length") or [b"0"])[0]))
+        await go.wait()
+        await peer.reply(body or b"ok")
+
+    async def bridge(client: RawClient) -> bytes:
+        told = await client.reader.readexactly(4)
+        client.close()
+        return told
+
+    async with stack(script) as made, contextlib.AsyncExitStack() as many:
+        clients = [await many.enter_async_context(made.client(number % 4)) for number in range(60)]
+        uploads, waiting, bridges = clients[:20], clients[20:40], clients[40:]
+        body = bytes(100_000)
+        for client in uploads:
+            await client.send(request("/upload/image", f"Content-Length: {len(body)}", method="POST") + body[:50_000])
+        for client in waiting:
+            await client.send(request("/view"))
+        for number, client in enumerate(bridges):
+            await opened(client, f"/ws?clientId={number}")
+        await until(lambda: len(made.backend.seen) == 60)
+        drained = asyncio.get_running_loop().create_task(made.server.drain(60.0))
+        for client in uploads:
+            await client.send(body[50_000:])
+        go.set()
+        told = asyncio.gather(*[bridge(client) for client in bridges])
+        assert [(await client.answer()).body for client in uploads] == [body] * 20
+        assert [(await client.answer()).body for client in waiting] == [b"ok"] * 20
+        assert await told == [close_frame(1001, masked=False)] * 20
+        await drained
+        assert not made.server.busy
+        assert {status for _, _, status in made.metrics._requests} == {200, 101}
 
 
 async def test_draining_has_an_end():

@@ -90,3 +90,21 @@ async def test_a_synchronous_client_library_works():
             return str(heard)
 
         assert await asyncio.to_thread(talk) == "hello"
+
+
+async def test_a_stopping_gateway_is_a_clean_goodbye_to_both_sides(monkeypatch):
+    """A library on either side sees 1001, and no error."""
+    monkeypatch.setattr("gateway.server._PARTING", 60.0)
+    heard: list[int | None] = []
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+        heard.append(connection.close_code)
+
+    async with chat(handler) as made:
+        async with connect(f"ws://127.0.0.1:{made.port(0)}/ws", proxy=None) as client:
+            await made.server.drain(60.0)
+            await client.wait_closed()
+            assert client.close_code == 1001
+        await until(lambda: heard)
+        assert heard == [1001]

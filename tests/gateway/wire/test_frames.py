@@ -74,3 +74,17 @@ def test_close_frames():
     """Masked towards servers, bare towards clients."""
     assert close_frame(1001, masked=False) == b"\x88\x02\x03\xe9"
     assert close_frame(1001, masked=True) == b"\x88\x82\0\0\0\0\x03\xe9"
+
+
+@given(st.lists(st.integers(0, 70_000), min_size=1, max_size=4), st.booleans(), st.data())
+def test_the_end_of_the_passing_frame_is_known_wherever_the_stream_is_cut(sizes, masked, data):
+    """Anywhere in a stream, the next boundary is where the frames say, or is not in the next piece."""
+    frames = [frame(2, size, masked=masked) for size in sizes]
+    stream = b"".join(frames)
+    ends = [sum(map(len, frames[:count])) for count in range(len(frames) + 1)]
+    cut = data.draw(st.integers(0, len(stream)))
+    piece = stream[cut : data.draw(st.integers(cut, len(stream)))]
+    follower = FrameFollower()
+    follower.feed(stream[:cut])
+    end = next(end for end in ends if end >= cut) - cut
+    assert follower.frame_end(piece) == (end if end <= len(piece) else None)
