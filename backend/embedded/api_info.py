@@ -39,6 +39,7 @@ class InfoRoutes:
         return [
             web.get("/", self.page),
             web.get("/ws", self.websocket),
+            web.get("/debug/events", self._engine.hub.observers.serve),
             web.get("/object_info", self.object_info),
             web.get("/object_info/{node_class}", self.object_info_of),
             web.get("/embeddings", self.embeddings),

@@ -20,6 +20,7 @@ from PIL import Image
 
 from backend.embedded.images import jpeg
 from backend.embedded.jobs import Change, Job, Jobs
+from backend.observers import Observers
 
 log = logging.getLogger("backend.embedded.sockets")
 
@@ -125,6 +126,7 @@ class Hub:
     """All open sockets, and the way from any thread to them."""
 
     def __init__(self, jobs: Jobs, loop: asyncio.AbstractEventLoop) -> None:
+        self.observers = Observers(len(jobs))
         self._jobs = jobs
         self._loop = loop
         self._sockets: dict[tuple[int | None, str], Socket] = {}
@@ -134,14 +136,22 @@ class Hub:
     # -- from workers' threads
 
     def send(self, job: Job, event: str, data: dict[str, Any]) -> None:
-        """Hand an event over for the job's client; jobs without one tell nobody."""
+        """Hand an event over for the job's client; jobs without one tell observers alone."""
+        self.observers.tell(job.lane, event, data)
         if self._of(job):
             self._post(self._deliver, job, Message(encoded(event, data), event in DROPPABLE))
 
     def preview(self, job: Job, image: Callable[[], Image.Image], metadata: dict[str, Any]) -> None:
         """Hand a picture over for those of the client's sockets that want one."""
-        if any(socket.wants_previews(job) for socket in self._of(job)):
-            self._post(self._deliver_preview, job, jpeg(image()), metadata)
+        wanted = any(socket.wants_previews(job) for socket in self._of(job))
+        observed = self.observers.wants_preview(job.lane)
+        if not (wanted or observed):
+            return
+        picture = jpeg(image())
+        if observed:
+            self.observers.preview(job.lane, picture, metadata)
+        if wanted:
+            self._post(self._deliver_preview, job, picture, metadata)
 
     def changed(self, change: Change, jobs: Sequence[Job]) -> None:
         """A lane's queue changed by these jobs: the sockets it concerns get a new ``status``."""
@@ -178,6 +188,9 @@ class Hub:
             self._open.update(jobs)
         elif change == "ended":
             self._open.difference_update(jobs)
+        for lane in {job.lane for job in jobs} if self.observers else ():
+            remaining = sum(job.lane == lane for job in self._open)
+            self.observers.tell(lane, "status", {"status": {"exec_info": {"queue_remaining": remaining}}})
         for socket in list(self._sockets.values()):
             if any(socket.counts(job) for job in jobs):
                 socket.event("status", {"status": self.queue_info(socket)})
@@ -229,6 +242,7 @@ class Hub:
 
     async def close(self) -> None:
         """Say goodbye to every client; those that do not answer at once are cut."""
+        await self.observers.close()
         sockets = list(self._sockets.values())
         closing = (socket.ws.close(code=WSCloseCode.GOING_AWAY, message=b"backend stops") for socket in sockets)
         with contextlib.suppress(TimeoutError):

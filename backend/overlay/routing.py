@@ -164,6 +164,8 @@ def install(state: State, server: Any) -> None:
             for lane, entry in zip(state.lanes, queue_all(state)["queues"], strict=True)
         ], "issuing": describe(state.lanes)})
 
+    server.routes.get("/debug/events")(state.observers.serve)
+
     @server.routes.get("/metrics")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _metrics(request: web.Request) -> web.Response:
         return web.Response(body=numbers.text(), headers={"Content-Type": metrics.CONTENT_TYPE})

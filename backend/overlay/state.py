@@ -14,6 +14,7 @@ from backend.faults import Fault
 from backend.issue_lock import Mode
 from backend.lanes import Lane, OomLadder
 from backend.model_calls import ModelCalls
+from backend.observers import Observers
 from backend.overlay.events import ClientTable, SocketTable, Target
 from backend.overlay.interrupts import Interrupts
 from backend.overlay.outbox import Message
@@ -36,6 +37,7 @@ class State:
         self.packs = Packs(serialize)
         self.interrupts = Interrupts(self.packs.wake)
         self.sockets = SocketTable(self.refresh)
+        self.observers = Observers(len(self.lanes))
         self.sockets_metadata: ClientTable[Any] = ClientTable()
         self.ladders = {lane.index: OomLadder() for lane in lanes}
         self.threads = threads

@@ -11,6 +11,7 @@ from typing import Any
 from backend.context import PerLane, current_lane
 from backend.overlay import routing
 from backend.overlay.events import address
+from backend.overlay.observe import observe
 from backend.overlay.patch import Patch, absent, params
 from backend.overlay.state import State
 
@@ -51,8 +52,8 @@ def patches(state: State) -> list[Patch]:
         ),
         Patch(
             "server:PromptServer.send_sync",
-            _send_sync,
-            "an event remembers which GPU's job it came from until it is sent",
+            functools.partial(_send_sync, state),
+            "an event remembers which GPU's job it came from until it is sent; observers hear it, too",
             shape=params(*version.send_sync),
         ),
         Patch(
@@ -95,10 +96,12 @@ def _slot(slot: PerLane[Any], doc: str) -> property:
     return property(get, put, doc=doc)
 
 
-def _send_sync(original: Callable[..., None]) -> Callable[..., None]:
+def _send_sync(state: State, original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def send_sync(self: Any, event: Any, data: Any, sid: Any = None) -> None:
         original(self, event, data, address(sid))
+        if state.observers:
+            observe(state, event, data)
 
     return send_sync
 
