@@ -15,6 +15,11 @@ from urllib.parse import urlsplit
 
 from gateway import __version__
 from gateway.api.front import Api
+from gateway.auth.certificate import Certificate, CertificateError
+from gateway.auth.guard import Guard
+from gateway.auth.keys import KeyFileError
+from gateway.auth.quotas import Quotas
+from gateway.banner import banner
 from gateway.config import Config
 from gateway.fleet.ask import asker
 from gateway.fleet.command import backend_command
@@ -31,13 +36,16 @@ from gateway.observe.metrics import Metrics
 from gateway.process import backend_line, log_to_stderr, loop_factory, raise_file_limit, say
 from gateway.ratelimit import Limiter
 from gateway.reload import Part, Read, reread
-from gateway.server import Bound, Server
+from gateway.server import Server
 from gateway.ws_keep import Keeper
 
 log = logging.getLogger("gateway.app")
 
 SPARE_FILES: Final = 64
 """Descriptors for everything that is not a connection."""
+
+WATCH: Final = 1.0
+"""Seconds between two looks at the files of keys and certificate."""
 
 
 class StartError(Exception):
@@ -65,7 +73,26 @@ class App:
         own = OwnRoutes(self.fleet, self.metrics, ask)
         self.estate, self.desk = keepers(config, self.fleet)
         self.api = Api(self.desk, self.fleet, ask, own.queue_all, self._gpu_ports) if self.desk is not None else None
-        self.server = Server(config, self.fleet, self.limiter, self.metrics, own.table(), self.desk, self.api)
+        try:
+            self.guard = Guard(config)
+            self.tls = Certificate(config.tls) if config.tls.certificate else None
+        except (KeyFileError, CertificateError) as error:
+            raise StartError(str(error)) from error
+        if (tls := self.tls) is not None:
+            self.metrics.certificate_ends = lambda: tls.not_after
+        if self.desk is not None:
+            self.desk.limit(Quotas(self.guard.gate))
+        self.server = Server(
+            config,
+            self.fleet,
+            self.limiter,
+            self.metrics,
+            own.table(),
+            self.desk,
+            self.api,
+            self.guard,
+            self.tls,
+        )
         self.supervisor = self._supervisor(env, backend_line) if config.backend.start else None
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
         self._poller = Poller(self.fleet, ask, self._anybody_there, judges=self.supervisor is None)
@@ -80,7 +107,7 @@ class App:
         self.metrics.watch_limiter(self._limiter_keys)
         if self.desk is not None:
             self.metrics.watch_jobs(self.desk)
-        self.parts: list[Part] = [self.server.apply, self.limiter.apply, _apply_to_process]
+        self.parts: list[Part] = [self.server.apply, self.limiter.apply, self.guard.apply, _apply_to_process]
         """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
         if self.desk is not None:
             self.parts.append(self.desk.apply)
@@ -127,6 +154,7 @@ class App:
         api = tasks.create_task(self.api.run(), name="api") if self.api is not None else None
         keeper = tasks.create_task(self._keeper.run(), name="bridge-keeper") if self._keeper is not None else None
         poller = tasks.create_task(self._poller.run(), name="poller")
+        watcher = tasks.create_task(self._watch_files(), name="watcher")
         announcer = tasks.create_task(self._announce(), name="announce")
         backend = tasks.create_task(self._supervise(self.supervisor), name="supervisor") if self.supervisor else None
         await self._stop.wait()
@@ -134,6 +162,7 @@ class App:
         # The backend stays until the last request in flight has its answer.
         await self._unless_hurried(self.server.drain(self.config.timeouts.drain))
         poller.cancel()
+        watcher.cancel()
         if api is not None:
             api.cancel()
         if keeper is not None:
@@ -183,6 +212,14 @@ class App:
         rules = Rules(backend.restart_min, backend.restart_max, backend.stop_timeout)
         return Supervisor(command, env, self.fleet, rules, backend_line, self._restarted, self.estate)
 
+    async def _watch_files(self) -> None:
+        """Notice new keys and a new certificate."""
+        while True:
+            await asyncio.sleep(WATCH)
+            self.guard.look()
+            if self.tls is not None:
+                self.tls.look()
+
     def _restarted(self) -> None:
         self.metrics.backend_restarts += 1
 
@@ -208,20 +245,6 @@ class App:
 
 async def _finish(work: "Coroutine[Any, Any, object] | asyncio.Future[Any]") -> None:
     await work
-
-
-def banner(config: Config, bound: Sequence[Bound], fleet: Fleet) -> list[str]:
-    """What the user sees once everything is ready: one address of each GPU, the front door's, and the backend."""
-    first: dict[int | None, str] = {}
-    for at in bound:
-        first.setdefault(at.gpu, f"http://[{at.host}]:{at.port}" if ":" in at.host else f"http://{at.host}:{at.port}")
-    devices = [*fleet.devices, *[""] * config.gpus]
-    return [
-        f"comfy-gateway {__version__} is ready",
-        *(f"  GPU {gpu:<6} {first[gpu]}   {devices[gpu]}".rstrip() for gpu in range(config.gpus)),
-        f"  front door {first[None]}   least busy GPU; /gpu0/ ... /queue/all /health /metrics",
-        f"  backend    {fleet.body} at {config.backend.url}",
-    ]
 
 
 def check_free(url: str) -> None:

@@ -36,6 +36,9 @@ class Kind:
 
 BAD_REQUEST = Kind("bad_request", 400, Side.CLIENT)
 NOT_FOUND = Kind("not_found", 404, Side.CLIENT)
+LOGIN = Kind("login_required", 303, Side.CLIENT)
+UNAUTHORIZED = Kind("unauthorized", 401, Side.CLIENT)
+FORBIDDEN = Kind("forbidden", 403, Side.CLIENT)
 METHOD_NOT_ALLOWED = Kind("method_not_allowed", 405, Side.CLIENT)
 NOT_ACCEPTABLE = Kind("not_acceptable", 406, Side.CLIENT)
 REQUEST_TIMEOUT = Kind("request_timeout", 408, Side.CLIENT)

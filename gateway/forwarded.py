@@ -55,6 +55,12 @@ def client_address(peer: str, xff_values: list[bytes], trusted: TrustedNetworks)
     return client
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; a name other than localhost counts as reachable."""
+    address = parse_address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     """Read an address; an IPv4-mapped one as IPv4, a zone (``%eth0``) dropped; ``None`` when it is none."""
     try:

@@ -7,32 +7,32 @@ no algorithm lives here: what a request costs, who may ask, which lane is free a
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import unquote_plus, unquote_to_bytes
 
+from gateway.auth.gate import without_credentials
+from gateway.auth.guard import PAGES, Guard
+from gateway.auth.origin import PREFLIGHT, shared_lines
+from gateway.auth.quotas import Quotas
 from gateway.errors import (
     BACKEND_UNAVAILABLE,
     METHOD_NOT_ALLOWED,
     RATE_LIMITED,
     GatewayError,
 )
-from gateway.fleet.lanes import RETRY_AFTER, Reservation
-from gateway.jobs.incoming import Incoming
-from gateway.request import Kind, Request, classify, split_prefix
+from gateway.fleet.lanes import RETRY_AFTER
+from gateway.handover import HandedOver
+from gateway.request import Kind, Request, classify, resolved, split_prefix
 from gateway.service import FRONT, Service
-from gateway.wire.answer import Answer, Made
+from gateway.service import Handler as OwnRoute
+from gateway.wire.answer import Answer
 from gateway.wire.backend import BackendConnection
-from gateway.wire.body import Pair
 from gateway.wire.client import ClientConnection
 from gateway.wire.exchange import CLIENT_LEFT, too_large
 from gateway.wire.fields import is_sane_id, under_prefix
 from gateway.wire.head import AnswerHead, RequestHead
 from gateway.wire.outbound import outbound
-from gateway.wire.own import OwnAnswer
 from gateway.ws_bridge import Bridge, Claim, Renewal
-
-Handler = Callable[[Incoming], Awaitable[Made]]
 
 # What is still answered for a GPU that takes no jobs: what became of those that it had.
 _RESULTS: Final = re.compile(rb"(?:/api)?/(?:history|view)(?![^/?])")
@@ -56,33 +56,15 @@ class Proxy(Service):
             request.fail(error)
 
 
-class ProxiedRequest(OwnAnswer):
-    """One request as the gateway sees it; the relay itself is ``Exchange``."""
+class ProxiedRequest(HandedOver):
+    """One request as the gateway sees it; the relay itself is ``Exchange``, what is answered here ``HandedOver``."""
 
-    _asked = 0.0
-    """When the backend was asked; 0 before."""
     _label = FRONT
-    _kind = Kind.READ
-    _prefix = b""
     _note = ""
-    _desk: Handler | None = None
-    """Who takes the whole request, for it concerns jobs; ``None``: it goes the way of bytes."""
     _own = False
-    """Whether that is a route of ours, which chooses a GPU itself."""
-    _parts: bytearray | None = None
-    """The body, when it is handed over whole."""
-    _place: Reservation | None = None
+    """Whether it is a route of ours, which chooses a GPU itself."""
     _claim: Claim | None = None
     _timer: asyncio.TimerHandle | None = None
-
-    def __init__(self, proxy: Service, client: ClientConnection, head: RequestHead) -> None:
-        super().__init__(proxy, client, head)
-        self._proxy = proxy
-        self._started = time.monotonic()
-        self._gpu = client.gpu
-        self._peer = self._address = client.peer
-        self._target = head.target
-        """As the backend sees it: raw, without ``/gpuN``."""
 
     def __repr__(self) -> str:
         return f"<request {self.head.method!r} {self.head.target[:80]!r} gpu={self._label} status={self.status}>"
@@ -104,42 +86,59 @@ class ProxiedRequest(OwnAnswer):
         if head.target == b"*":
             self.answer(Answer(204, _ALLOW))
             return
-        if self._gpu is None and self._front_door(head.target):
-            return
+        if fields.rewritten is None:
+            own = client.transport.get_extra_info("sockname")
+            proto = b"https" if proxy.secure else b"http"
+            lines, fields.address = outbound(fields, client.peer, own, proxy.trusted, proto)
+            fields.rewritten = lines if proxy.guard is None else without_credentials(lines)
+        self._address = fields.address
+        own_route = self._front_door(head.target) if self._gpu is None else None
         front = client.gpu is None
         if proxy.api is not None and (found := proxy.api.find(head.method, self._target, front=front)) is not None:
             self._own = True
             self._kind, self._desk = found
         else:
             self._kind = classify(head.method, self._target, upgrade=fields.upgrade)
+        if proxy.guard is not None and self._guarded(proxy.guard):
+            return
+        if own_route is not None:
+            self.run(proxy, own_route(self._request(head.target, self._address, None)))
+            return
         if fields.length and fields.length > proxy.max_body:
             raise too_large(proxy.max_body)
-        if fields.rewritten is None:
-            own = client.transport.get_extra_info("sockname")
-            fields.rewritten, fields.address = outbound(fields, client.peer, own, proxy.trusted)
-        self._address = fields.address
         if proxy.desk is not None and not self._own:
             self._desk = proxy.desk.handler(self._kind, head.method, self._target)
         self._limit()
 
-    def _front_door(self, target: bytes) -> bool:
-        """What only port 8180 has: own routes and prefixes. True when the request needs nothing more."""
+    def _front_door(self, target: bytes) -> OwnRoute | None:
+        """What only port 8180 has: prefixes, which are taken off, and own routes, whose handler is returned."""
         proxy = self._proxy
         path, _, query = target.partition(b"?")
         if proxy.own_routes and (handler := proxy.own_routes.get(_decoded(path))) is not None:
-            self.run(proxy, handler(self._request(target, self._peer, None)))
-            return True
+            return handler
         prefix = split_prefix(target, proxy.gpus)
         if prefix is None:
-            return False
+            return None
         if prefix.redirect:
-            location = path + b"/" + (b"?" + query if query else b"")
-            self.answer(Answer(308, ((b"Location", location),)))
-            return True
+            return _moved(path + b"/" + (b"?" + query if query else b""))
         self._gpu = prefix.gpu
         self._label = proxy.labels[prefix.gpu]
         self._prefix = b"/gpu%d" % prefix.gpu
         self._target = prefix.rest
+        return None
+
+    def _guarded(self, guard: Guard) -> bool:
+        """See whether it may pass; true when it is answered with that. Raises ``GatewayError``."""
+        head, now = self.head, time.time()
+        self._cors = guard.gate.granted(head)
+        if self._cors and head.method == b"OPTIONS" and head.has(b"access-control-request-method"):
+            self.answer(Answer(204, PREFLIGHT))
+            return True
+        path = resolved(self._target.partition(b"?")[0])
+        self._who = guard.gate.passes(head, path, self._address, self._kind, now)
+        if path.startswith(PAGES):
+            self.run(self._proxy, guard.page(head, self._address))
+            return True
         return False
 
     # Limit, choose
@@ -156,6 +155,8 @@ class ProxiedRequest(OwnAnswer):
         if gpu is None and kind is Kind.SUBMIT and not self._own:
             gpu = self._gpu = fleet.choose()
             self._label = proxy.labels[gpu]
+        if kind is Kind.SUBMIT and proxy.quotas is not None:
+            self._within_quota(proxy.quotas)
         verdict = proxy.limiter.check(gpu, kind, self._address, time.monotonic())
         if not verdict.allowed:
             proxy.metrics.denied(self._label, kind.value)
@@ -171,6 +172,14 @@ class ProxiedRequest(OwnAnswer):
             self._timer = asyncio.get_running_loop().call_later(verdict.delay, self._delayed)
             return
         self._send()
+
+    def _within_quota(self, quotas: Quotas) -> None:
+        try:
+            quotas.rate(self._who, time.time())
+        except GatewayError:
+            self._proxy.metrics.denied(self._label, "quota")
+            self._note = "over quota"
+            raise
 
     def _delayed(self) -> None:
         self._timer = None
@@ -232,6 +241,8 @@ class ProxiedRequest(OwnAnswer):
 
     def rewrite(self, lines: bytes) -> bytes:
         """Under a prefix, what the backend points to on this host is under it, too."""
+        if self._cors:
+            lines = shared_lines(lines, self._cors)
         lines = under_prefix(lines, self._prefix, self.head.fields.host or b"") if self._prefix else lines
         return super().rewrite(lines)
 
@@ -285,51 +296,6 @@ class ProxiedRequest(OwnAnswer):
             renewal=None if claim is None else Renewal(self._head_bytes, head, claim.key[1]),
         )
 
-    # Own routes, and what is handed over whole
-
-    def body(self, data: bytes) -> None:
-        """Pass a part of the request's body on, or keep it."""
-        if self._desk is None:
-            super().body(data)
-            return
-        self.received += len(data)
-        if self.received > self._proxy.max_body:
-            self.fail(too_large(self._proxy.max_body))
-            return
-        if self._parts is None:
-            self._parts = bytearray()
-        self._parts += data
-
-    def body_end(self, trailers: list[Pair]) -> None:
-        """The request's body is complete."""
-        super().body_end(trailers)
-        if self._desk is not None and self._asked:
-            self._hand_over(self._desk)
-
-    def _collect(self, desk: Handler) -> None:
-        """Nothing stands against the request: take its body, then hand it over."""
-        self._asked = time.monotonic()
-        if not self.head.has_body or self._upload_ended is not None:
-            self._hand_over(desk)
-        else:
-            self.invite_body()
-
-    def _hand_over(self, desk: Handler) -> None:
-        gpu = self._gpu
-        front = self.client is not None and self.client.gpu is None and not self._prefix
-        lines = self.head.fields.rewritten or b""
-        if gpu is not None:
-            lines += self._proxy.gpu_lines[gpu]
-        lines += b"X-Request-ID: %b\r\n" % self.request_id
-        request = self._request(self._target, self._address, gpu)
-        place, self._place = self._place, None
-        port = FRONT if front else f"gpu{gpu}"
-        self.run(self._proxy, desk(Incoming(request, bytes(self._parts or b""), lines, port, place)))
-
-    def _request(self, target: bytes, client: str, gpu: int | None) -> Request:
-        pairs, request_id = self.head.fields.pairs, self.request_id.decode()
-        return Request(self.head.method, target, pairs, client, gpu, self._kind, request_id)
-
     # Finish
 
     def finished(self) -> None:
@@ -369,6 +335,13 @@ class ProxiedRequest(OwnAnswer):
                 request_id=self.request_id,
                 note=self._note,
             )
+
+
+def _moved(location: bytes) -> OwnRoute:
+    async def answer(_request: Request) -> Answer:
+        return Answer(308, ((b"Location", location),))
+
+    return answer
 
 
 def _decoded(path: bytes) -> bytes:

@@ -39,6 +39,8 @@ class Request:
     """The port's GPU; ``None`` on the front door until one is chosen."""
     kind: Kind
     request_id: str
+    owner: str = ""
+    """The name of the key it came with; empty: it needed none."""
 
 
 class Prefix(NamedTuple):
@@ -83,6 +85,11 @@ def classify(method: bytes, target: bytes, *, upgrade: bool) -> Kind:
     if len(path) <= _CACHED_PATH:
         return _classify_cached(method, path, upgrade)
     return _classify_path(method, path, upgrade)
+
+
+def resolved(path: bytes) -> bytes:
+    """A raw path as the most lenient reader takes it: decoded once, slashes merged, dots resolved."""
+    return _normalise(path)[0]
 
 
 def split_prefix(target: bytes, gpus: int) -> Prefix | None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from gateway.api.front import Api
+from gateway.auth.certificate import Certificate
+from gateway.auth.guard import Guard
 from gateway.config import Config, Timeouts
 from gateway.fleet.lanes import Fleet
 from gateway.jobs.desk import Desk
@@ -53,15 +55,26 @@ class Server:
         own_routes: Mapping[bytes, Handler],
         desk: Desk | None = None,
         api: Api | None = None,
+        guard: Guard | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         """Take a whole configuration and those who decide; nothing is opened yet.
 
         ``own_routes``: decoded paths of the front door that the gateway answers itself. ``desk`` takes what concerns
-        jobs, if there is a journal. ``pool`` can be watched at once.
+        jobs, if there is a journal. ``guard`` says who may pass, ``certificate`` makes it HTTPS. ``pool`` can be
+        watched at once.
         """
         self._config = config
+        self._certificate = certificate
         self._proxy = Proxy(
-            config, limiter=limiter, fleet=fleet, metrics=metrics, own_routes=own_routes, desk=desk, api=api
+            config,
+            limiter=limiter,
+            fleet=fleet,
+            metrics=metrics,
+            own_routes=own_routes,
+            desk=desk,
+            api=api,
+            guard=guard,
         )
         self.pool = self._proxy.pool
         self.bridges = self._proxy.bridges
@@ -150,9 +163,10 @@ class Server:
     async def _listen(self, host: str, port: int, gpu: int | None) -> None:
         proxy = self._proxy
         loop = asyncio.get_running_loop()
+        tls = self._certificate.context if self._certificate is not None else None
         try:
             server = await loop.create_server(
-                lambda: ClientConnection(proxy, gpu), host, port, backlog=self._config.listen.backlog
+                lambda: ClientConnection(proxy, gpu), host, port, backlog=self._config.listen.backlog, ssl=tls
             )
         except OSError as error:
             number = error.errno if error.errno in {errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL} else None

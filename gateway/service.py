@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from gateway.api.front import Api
+from gateway.auth.guard import Guard
+from gateway.auth.quotas import Quotas
 from gateway.config import Config
 from gateway.errors import GATEWAY_BUSY, GatewayError
 from gateway.fleet.lanes import Fleet
@@ -49,12 +51,14 @@ class Service:
         own_routes: Mapping[bytes, Handler] | None = None,
         desk: Desk | None = None,
         api: Api | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Take a whole configuration and those who decide.
 
         ``own_routes``: decoded paths of the front door that the gateway answers itself. ``desk`` takes what concerns
         jobs on any port; ``None``: jobs are requests like all others. ``api`` answers the routes that are ours
-        alone. ``pool`` and ``bridges`` are there at once, for metrics to watch; nothing runs before ``start``.
+        alone. ``guard`` says who may pass; ``None``: everybody. ``pool`` and ``bridges`` are there at once, for
+        metrics to watch; nothing runs before ``start``.
         """
         self.config = config
         self.limiter = limiter
@@ -63,6 +67,9 @@ class Service:
         self.own_routes = dict(own_routes or {})
         self.desk = desk
         self.api = api
+        self.guard = guard
+        self.quotas = Quotas(guard.gate) if guard is not None else None
+        self.secure = bool(config.tls.certificate)
         self.pool = Pool(config)
         self.bridges = Bridges(metrics)
         self.access = AccessLog(enabled=config.log.access)

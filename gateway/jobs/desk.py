@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from gateway.auth.quotas import Quotas
 from gateway.config import Config
 from gateway.fleet.ask import AskError
 from gateway.fleet.lanes import Fleet
@@ -106,6 +107,14 @@ class Desk:
         entries = await self.journal.store.entries([record.id for record in ended])
         told = sorted(ended, key=lambda record: record.at)
         return [event for record in told for event in farewells(record, entries.get(record.id))]
+
+    def limit(self, quotas: Quotas) -> None:
+        """Ask these before a job of a key is taken."""
+        self.submissions.admit = lambda owner: quotas.jobs(owner, self.usage, self.journal.clock())
+
+    def usage(self, owner: str) -> tuple[int, float]:
+        """Unfinished jobs of a key, and seconds that its jobs which ended today have run."""
+        return self.journal.usage.of(owner, self.journal.clock())
 
     # For metrics
 

@@ -12,6 +12,7 @@ from typing import Any
 from gateway.jobs.bus import Bus
 from gateway.jobs.record import Record, State, new
 from gateway.jobs.store import Store
+from gateway.jobs.usage import Usage
 
 
 class Journal:
@@ -23,6 +24,7 @@ class Journal:
         self.clock = clock
         self.moves: dict[str, int] = {state.value: 0 for state in State}
         """How often a job has entered each state; for metrics."""
+        self.usage = Usage()
         self._records: dict[str, Record] = {}
         self._keys: dict[str, str] = {}
         self._open: dict[str, None] = {}
@@ -33,6 +35,7 @@ class Journal:
         """Read what there is; raises ``StoreError``."""
         for record in await self.store.open():
             self._keep(record)
+            self.usage.note(record)
             self._seq = max(self._seq, record.seq)
 
     async def close(self) -> None:
@@ -109,6 +112,7 @@ class Journal:
         gone = [job for job in jobs if job in self._records]
         for job in gone:
             record = self._records.pop(job)
+            self.usage.drop(record)
             self._open.pop(job, None)
             if record.key:
                 self._keys.pop(record.key, None)
@@ -136,4 +140,5 @@ class Journal:
 
     def _tell(self, record: Record) -> None:
         self.moves[record.state.value] += 1
+        self.usage.note(record)
         self.bus.publish(record)

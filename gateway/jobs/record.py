@@ -57,6 +57,8 @@ class Record:
     """The submitter's address."""
     client_id: str = ""
     """Who gets its events; empty: nobody."""
+    owner: str = ""
+    """The name of the key it was submitted with; empty: none was needed."""
     key: str = ""
     """``Idempotency-Key`` with the client's address before it; empty: none was sent."""
     digest: str = ""

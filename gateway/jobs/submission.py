@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any, Final
 
 from gateway.errors import (
@@ -47,6 +48,8 @@ class Submissions:
         """``patience``: seconds that a client is kept waiting for an answer which the backend's death took away."""
         self.held = False
         """Whether nothing new may go to the backend now."""
+        self.admit: Callable[[str], None] = _anybody
+        """Asked with a job's owner before it is taken; raises ``GatewayError`` when its quota is used up."""
         self._journal = journal
         self._peer = peer
         self._fleet = fleet
@@ -153,7 +156,8 @@ class Submissions:
         if len(key) > _LONGEST_KEY:
             raise GatewayError(BAD_REQUEST, "The Idempotency-Key is too long.", f"At most {_LONGEST_KEY} characters.")
         # Two clients that count 1, 2, 3 must not meet.
-        return f"{incoming.request.client} {key}" if key else ""
+        request = incoming.request
+        return f"{request.owner or request.client} {key}" if key else ""
 
     def _earlier(self, prompt: Prompt, key: str, digest: str) -> str | None:
         """The id of the job that this submission means, if it is there already."""
@@ -205,6 +209,7 @@ class Submissions:
             port=incoming.port,
             client=request.client,
             client_id=prompt.client_id,
+            owner=request.owner,
             key=key,
             digest=digest,
             boot="" if away else fleet.boot,
@@ -213,7 +218,7 @@ class Submissions:
         )
         body = to_utf8(prompt.body, incoming.field(b"content-type"))
         try:
-            await self._journal.add(record, body)
+            await self._write_down(record, body)
         except TakenError:
             return await self._taken(record)
         except StoreError as error:
@@ -222,6 +227,16 @@ class Submissions:
         if away:
             return await self._promise(record)
         return await self._send(record, prompt.body, incoming, body)
+
+    async def _write_down(self, record: Record, body: bytes) -> None:
+        self.admit(record.owner)
+        # At once, so that of a burst none slips past its quota.
+        self._journal.usage.note(record)
+        try:
+            await self._journal.add(record, body)
+        except BaseException:
+            self._journal.usage.drop(record)
+            raise
 
     async def _taken(self, record: Record) -> Answer:
         """Two submissions with one key and different ids at one moment: the other was first."""
@@ -314,3 +329,7 @@ def _release(incoming: Incoming) -> None:
     """Give its place on the lane back; one that the backend has taken stays."""
     if incoming.place is not None:
         incoming.place.release()
+
+
+def _anybody(_owner: str) -> None:
+    """No quotas."""

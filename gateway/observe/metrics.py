@@ -94,6 +94,8 @@ class Metrics:
         self.backend_restarts = 0
         self.backend_scrape_ok = False
         """Whether the backend's own metrics were part of the newest scrape."""
+        self.certificate_ends: Callable[[], float | None] = lambda: None
+        """When the certificate ends; ``None`` without TLS."""
         self._version = version
         self._requests: dict[tuple[str, Kind, int], int] = {}
         self._total = _Durations()
@@ -235,6 +237,9 @@ class Metrics:
             yield _gauge("backend_up", "Whether the backend takes requests.", {(): int(fleet.up)})
             loads = {(str(gpu),): fleet.load(gpu) for gpu in range(fleet.gpus)}
             yield _gauge("lane_load", "Jobs on each GPU as the front door counts them.", loads, "gpu")
+        if (not_after := self.certificate_ends()) is not None:
+            text = "When the TLS certificate ends, in seconds since 1970."
+            yield _gauge("certificate_not_after_seconds", text, {(): not_after})
         yield _counter("backend_restarts", "Starts of the backend after the first.", {(): self.backend_restarts})
         yield _gauge(
             "backend_scrape_ok",

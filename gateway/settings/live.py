@@ -17,6 +17,7 @@ LIVE: Final[Mapping[str, frozenset[str]]] = {
     "timeouts": ALL,
     "rate": ALL,
     "forwarded": ALL,
+    "auth": frozenset({"loopback", "origins", "session"}),
     "log": ALL,
 }
 """Table → keys that a reload applies. All others name sockets, processes or files that were opened at the start."""

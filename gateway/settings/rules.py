@@ -5,10 +5,10 @@ Pure: a config in, findings out. Each rule is one function; a rule never looks a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from gateway.config import MB, MOST_GPUS, Config, RateLimits
+from gateway.forwarded import is_loopback
 from gateway.settings.lines import Path
 
 COMFYUI_UPLOAD = 100 * MB
@@ -29,16 +29,8 @@ class Finding:
 
 def findings(config: Config) -> Iterator[Finding]:
     """Everything to say about a config whose single values are all valid."""
-    for rule in (_ports, _hosts, _backend, _backend_left_alone, _devices, _sizes, _times, _buckets, _one_bucket):
+    for rule in (_ports, _hosts, _tls, _backend, _backend_left_alone, _devices, _sizes, _times, _buckets, _one_bucket):
         yield from rule(config)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address; a name other than localhost counts as reachable."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _ports(config: Config) -> Iterator[Finding]:
@@ -65,12 +57,24 @@ def _hosts(config: Config) -> Iterator[Finding]:
         yield Finding((path,), "must name at least one address")
     if len(set(hosts)) < len(hosts):
         yield Finding((path,), "names an address twice")
-    if open_to := [host for host in hosts if not is_loopback(host)]:
+    open_to = [host for host in hosts if not is_loopback(host)]
+    if open_to and config.auth.allow_open:
         yield Finding(
-            (path,),
-            f"{', '.join(open_to)} can be reached from other machines and no keys are configured: everybody who can "
-            "connect may run workflows, read and delete results; keep 127.0.0.1, or let a firewall or an "
-            "authenticating proxy stand before it",
+            (path, ("auth", "allow_open")),
+            f"{', '.join(open_to)} can be reached from other machines and allow_open lets them in without a key: "
+            "everybody who can connect may run workflows, read and delete results unless keys are made",
+            warning=True,
+        )
+
+
+def _tls(config: Config) -> Iterator[Finding]:
+    if config.tls.key and not config.tls.certificate:
+        yield Finding((("tls", "key"), ("tls", "certificate")), "has no effect without certificate")
+    others = [host for host in config.listen.host if not is_loopback(host)]
+    if others and not config.tls.certificate:
+        yield Finding(
+            (("listen", "host"), ("tls", "certificate")),
+            f"{', '.join(others)} without [tls] certificate: keys and pictures cross the network in clear",
             warning=True,
         )
 

@@ -80,6 +80,8 @@ class Fields:
     """Room for the lines as they go to the backend, made once by whoever forwards them."""
     address: str = field(default="", compare=False)
     """Room for the address that they say the client has."""
+    who: Any = field(default=None, compare=False)
+    """Room for whom they come from, and how long that holds."""
 
     @property
     def pairs(self) -> list[Pair]:
@@ -101,6 +103,10 @@ class RequestHead(NamedTuple):
         if self.minor:
             return b"close" not in self.fields.connection
         return b"keep-alive" in self.fields.connection and b"close" not in self.fields.connection
+
+    def has(self, name: bytes) -> bool:
+        """Whether there is a field of that name; ``name`` in lower case."""
+        return any(key.lower() == name for key, _ in self.fields.pairs)
 
     @property
     def has_body(self) -> bool:

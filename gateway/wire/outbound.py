@@ -9,12 +9,15 @@ from gateway.wire.fields import forwarding_lines, request_lines, values_of
 from gateway.wire.head import Fields
 
 
-def outbound(fields: Fields, peer: str, own_address: object, trusted: TrustedNetworks) -> tuple[bytes, str]:
+def outbound(
+    fields: Fields, peer: str, own_address: object, trusted: TrustedNetworks, proto: bytes = b"http"
+) -> tuple[bytes, str]:
     """The lines without ``X-TARGET-GPU`` and ``X-Request-ID``, and the address that limits are keyed by.
 
-    ``peer`` is the connection's address without port, ``own_address`` its other end as the socket names it.
+    ``peer`` is the connection's address without port, ``own_address`` its other end as the socket names it, ``proto``
+    what it speaks.
     """
-    chain, proto = peer.encode(), b"http"
+    chain = peer.encode()
     host = fields.host or b""
     address = peer
     if trusted and peer in trusted:

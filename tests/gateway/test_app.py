@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.app import App, StartError, banner, check_free
+from gateway.app import App, StartError, check_free
+from gateway.banner import banner
 from gateway.config import Backend, Config, Jobs, Listen, Log, Timeouts
 from gateway.fleet.ask import AskError, asker
 from gateway.fleet.lanes import Fleet

@@ -27,6 +27,7 @@ def used() -> Metrics:
         job_counts=lambda: {"queued": 3}, job_moves=lambda: {"failed": 2}, recovered=8, written=(40, 9, 0.5, 3)
     )
     metrics.watch_jobs(jobs)
+    metrics.certificate_ends = lambda: 1.9e9
     metrics.in_flight = 5
     metrics.backend_restarts = 6
     metrics.backend_scrape_ok = True

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gateway.config import Config, Rate
-from gateway.settings.rules import findings, is_loopback
+from gateway.forwarded import is_loopback
+from gateway.settings.rules import findings
 
 
 def told(section: str, **changes: object) -> list[tuple[str, bool]]:
@@ -31,6 +32,7 @@ def test_defaults_are_in_order() -> None:
         ("listen", {"gpu_ports": (8187, 8188)}, "would call itself"),
         ("listen", {"host": ()}, "at least one address"),
         ("listen", {"host": ("127.0.0.1", "127.0.0.1")}, "twice"),
+        ("tls", {"key": "key.pem"}, "no effect without certificate"),
         ("backend", {"devices": ("cpu",)}, "names 1 for 4 GPUs"),
         ("backend", {"restart_min": 60.0}, "larger than restart_max"),
         ("limits", {"request_line": 1 << 20}, "larger than head"),
@@ -47,8 +49,8 @@ def test_contradictions(section: str, changes: dict[str, object], says: str) -> 
 @pytest.mark.parametrize(
     ("section", "changes", "says"),
     [
-        ("listen", {"host": ("127.0.0.1", "0.0.0.0")}, "0.0.0.0 can be reached from other machines and no keys"),
-        ("listen", {"host": ("gpu-box",)}, "gpu-box can be reached"),
+        ("listen", {"host": ("127.0.0.1", "0.0.0.0")}, "0.0.0.0 without [tls] certificate"),
+        ("listen", {"host": ("gpu-box",)}, "cross the network in clear"),
         ("limits", {"body": 101 << 20}, '"--max-upload-size", "101"'),
         ("backend", {"url": "http://10.0.0.5:8188"}, "not on 10.0.0.5; set start = false"),
         ("backend", {"url": "unix:/run/comfy.sock"}, "set start = false"),
@@ -91,6 +93,20 @@ def test_raised_upload_size() -> None:
         backend=replace(config.backend, args=("--max-upload-size", "1024")),
     )
     assert list(findings(larger)) == []
+
+
+def test_open_to_everybody_is_said() -> None:
+    """Who lets others in without a key reads so."""
+    config = Config()
+    config = replace(
+        config,
+        listen=replace(config.listen, host=("192.0.2.1",)),
+        auth=replace(config.auth, allow_open=True),
+        tls=replace(config.tls, certificate="cert.pem"),
+    )
+    ((message, warning),) = [(found.message, found.warning) for found in findings(config)]
+    assert "192.0.2.1 can be reached from other machines" in message
+    assert warning
 
 
 def test_other_address_may_share_the_port() -> None:

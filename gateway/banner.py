@@ -1,0 +1,27 @@
+"""What the user sees once everything is ready.
+
+Pure.
+"""
+
+from collections.abc import Sequence
+
+from gateway import __version__
+from gateway.config import Config
+from gateway.fleet.lanes import Fleet
+from gateway.server import Bound
+
+
+def banner(config: Config, bound: Sequence[Bound], fleet: Fleet) -> list[str]:
+    """What the user sees once everything is ready: one address of each GPU, the front door's, and the backend."""
+    scheme = "https" if config.tls.certificate else "http"
+    first: dict[int | None, str] = {}
+    for at in bound:
+        host = f"[{at.host}]" if ":" in at.host else at.host
+        first.setdefault(at.gpu, f"{scheme}://{host}:{at.port}")
+    devices = [*fleet.devices, *[""] * config.gpus]
+    return [
+        f"comfy-gateway {__version__} is ready",
+        *(f"  GPU {gpu:<6} {first[gpu]}   {devices[gpu]}".rstrip() for gpu in range(config.gpus)),
+        f"  front door {first[None]}   least busy GPU; /gpu0/ ... /queue/all /health /metrics",
+        f"  backend    {fleet.body} at {config.backend.url}",
+    ]

@@ -1,0 +1,71 @@
+"""The guard: keys on disk, noticed when they change; logins; and who may listen to whom."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.auth import command
+from gateway.auth.guard import Guard, login_page, next_of, open_without_keys
+from gateway.auth.keys import KeyFile, KeyFileError, Quota, Ring, Scope
+from gateway.config import Auth, Config
+
+
+def config(folder: Path, *hosts: str, **auth: object) -> Config:
+    made = Config(auth=Auth(folder=str(folder), **auth))  # type: ignore[arg-type]  # values of several types
+    return replace(made, listen=replace(made.listen, host=hosts or ("127.0.0.1",)))
+
+
+def test_others_are_not_let_in_without_a_key(tmp_path: Path):
+    """Listening elsewhere needs a key or an explicit word; loopback does not."""
+    with pytest.raises(KeyFileError, match=r"192\.0\.2\.1 can be reached .*comfy-gateway keys add NAME"):
+        Guard(config(tmp_path, "127.0.0.1", "192.0.2.1"))
+    Guard(config(tmp_path))
+    Guard(config(tmp_path, "192.0.2.1", allow_open=True))
+    assert list(tmp_path.iterdir()) == []
+    command.add(tmp_path, "anna", Scope.READ, Quota())
+    Guard(config(tmp_path, "192.0.2.1"))
+    assert open_without_keys(config(tmp_path, "192.0.2.1"), Ring()) is not None
+
+
+def test_new_and_revoked_keys_are_noticed(tmp_path: Path):
+    """Within one look; a damaged file changes nothing; and with the last key nobody else comes in."""
+    guard = Guard(config(tmp_path))
+    assert not guard.gate.ring
+    anna, _ = command.add(tmp_path, "anna", Scope.READ, Quota())
+    guard.look()
+    assert guard.gate.ring.find(anna)
+    ben, _ = command.add(tmp_path, "ben", Scope.READ, Quota())
+    command.revoke(tmp_path, "anna")
+    guard.look()
+    assert guard.gate.ring.find(anna) is None
+    assert guard.gate.ring.find(ben)
+    KeyFile(tmp_path).path.write_text("{")
+    guard.look()
+    assert guard.gate.ring.find(ben)
+    KeyFile(tmp_path).path.unlink()
+    guard.look()
+    assert guard.gate.ring, "the gate stays closed"
+    assert guard.gate.ring.find(ben) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "leads"),
+    [
+        (b"next=/gpu1/%3Fa%3D1", "/gpu1/?a=1"),
+        (b"", "/"),
+        (b"next=https://evil.example/", "/"),
+        (b"next=//evil.example/", "/"),
+        (b"next=/%5Cevil.example", "/"),
+        (b"next=%2F%2Fevil.example", "/"),
+        (b"next=javascript:alert(1)", "/"),
+    ],
+)
+def test_a_login_leads_back_to_this_host_only(query: bytes, leads: str):
+    """An open redirect would lend our name to others."""
+    assert next_of(query) == leads
+
+
+def test_the_page_quotes_what_it_shows():
+    """A path cannot become markup."""
+    assert '"><script' not in login_page('/"><script>alert(1)</script>')
