@@ -29,9 +29,9 @@ def test_bad_file(tmp_path: Path) -> None:
 def test_warnings_pass(tmp_path: Path) -> None:
     """A warning is shown and does not fail the check."""
     path = tmp_path / "c.toml"
-    path.write_text("listen.host = '0.0.0.0'\n")
+    path.write_text("listen.host = '0.0.0.0'\nauth.allow_open = true\n")
     problems = check(path)
     assert not failed(problems)
-    first, last = render(path, problems).splitlines()
+    first, _, last = render(path, problems).splitlines()
     assert "warning: [listen] host" in first
     assert last == f"{path}: ok"

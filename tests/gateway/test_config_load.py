@@ -131,7 +131,7 @@ def test_warnings_do_not_refuse() -> None:
     assert config is not None
     assert config.listen.host == ("0.0.0.0",)
     assert [problem.warning for problem in problems] == [True]
-    assert str(problems[0]).startswith("config.toml:2: warning: [listen] host: 0.0.0.0 can be reached")
+    assert str(problems[0]).startswith("config.toml:2: warning: [listen] host: 0.0.0.0 without [tls]")
 
 
 @pytest.mark.parametrize(
