@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from gateway import __version__
-from gateway.config import Config, with_gpus
+from gateway.config import Config
+from gateway.settings.size import with_gpus
 
 DEFAULT_FILE: Final = Path("config.toml")
 

@@ -4,42 +4,31 @@ Pure: building a config has no effects. Text such as ``"100MB"`` or ``"10r/s"`` 
 which reads the bounds here; ``config.toml`` and ``docs/configuration.md`` are written from the sentences here.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
-MB = 1024 * 1024
-
-MOST_GPUS = 64
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a setting accepts: ``form`` names the reader of its text, the rest are bounds (both ends included)."""
-
-    form: str
-    low: float = 0
-    high: float = 0
-    choices: tuple[str, ...] = ()
-
-
-Flag = Annotated[bool, Spec("flag")]
-Text = Annotated[str, Spec("text")]
-Host = Annotated[str, Spec("host")]
-Url = Annotated[str, Spec("url")]
-Network = Annotated[str, Spec("network")]
-Port = Annotated[int, Spec("count", 0, 65535)]
-Count = Annotated[int, Spec("count", 1, 10_000_000)]
-Burst = Annotated[int, Spec("count", 0, 10_000_000)]
-Size = Annotated[int, Spec("size", 1, 1 << 40)]
-HeadSize = Annotated[int, Spec("size", 1024, 16 * MB)]
-Seconds = Annotated[float, Spec("seconds", 0.001, 30 * 86_400)]
-PerSecond = Annotated[float, Spec("rate", 0.001, 1_000_000)]
-LimitKey = Annotated[str, Spec("choice", choices=("client", "gpu"))]
-LimitScope = Annotated[str, Spec("choice", choices=("cost", "all"))]
-Resubmit = Annotated[str, Spec("choice", choices=("all", "pending-only"))]
-IssueLock = Annotated[str, Spec("choice", choices=("auto", "on", "off"))]
-ShareWeights = Annotated[str, Spec("choice", choices=("on", "strict", "off"))]
-Level = Annotated[str, Spec("choice", choices=("debug", "info", "warning", "error"))]
+from gateway.spec import (
+    MB,
+    Burst,
+    Count,
+    Flag,
+    HeadSize,
+    Host,
+    IssueLock,
+    Level,
+    LimitKey,
+    LimitScope,
+    Network,
+    PerSecond,
+    Port,
+    Resubmit,
+    Seconds,
+    ShareWeights,
+    Size,
+    Spec,
+    Text,
+    Url,
+)
 
 
 @dataclass(frozen=True)
@@ -279,25 +268,3 @@ class Config:
     def gpus(self) -> int:
         """Number of GPUs: one per port."""
         return len(self.listen.gpu_ports)
-
-
-def with_gpus(config: Config, n: int) -> Config:
-    """The same configuration for ``n`` GPUs: the first ports stay, further ones follow the last.
-
-    Where the last is 0 the system chooses these too. Raises ``ValueError`` with a line for the user when there is no
-    such configuration.
-    """
-    if not 1 <= n <= MOST_GPUS:
-        raise ValueError(f"the number of GPUs is 1 to {MOST_GPUS}, not {n}")
-    if not config.listen.gpu_ports:
-        raise ValueError("[listen] gpu_ports is empty: the first port must be known")
-    ports = config.listen.gpu_ports[:n]
-    last = ports[-1]
-    ports += tuple(last + i if last else 0 for i in range(1, n - len(ports) + 1))
-    taken = [port for port in (config.listen.front_port, *ports) if port]
-    if ports[-1] > 65535 or len(set(taken)) < len(taken):
-        raise ValueError(
-            f"{n} GPUs would need the ports {ports[0]} to {ports[-1]}, which pass 65535 or meet each other "
-            f"or front_port {config.listen.front_port}; set [listen] gpu_ports"
-        )
-    return replace(config, listen=replace(config.listen, gpu_ports=ports))

@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path as File
 from typing import Any, get_args, get_origin, get_type_hints
 
-from gateway.config import Config, Rate, Spec
+from gateway.config import Config, Rate
 from gateway.settings.lines import Path, line_of, locate
 from gateway.settings.rules import findings
 from gateway.settings.values import nearest, read_value, type_name
+from gateway.spec import Spec
 
 LARGEST_FILE = 1 << 20
 """Bytes; a configuration is a page or two."""

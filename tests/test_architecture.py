@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 RUNGS = [
     "gateway",
+    "gateway.spec",
     "gateway.config",
     "gateway.errors",
     "gateway.request",

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import gateway.config
-from gateway.config import NODELAY, Config, Rate, Spec
+from gateway.config import NODELAY, Config, Rate
 from gateway.settings.live import is_live
 from gateway.settings.units import show_rate, show_seconds, show_size
+from gateway.spec import Spec
 
 _UNITS = (
     'Sizes are bytes or such as "64KB", "100MB" (by 1024, as nginx counts); durations are seconds or such as "500ms", '

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from gateway.config import MB, MOST_GPUS, Config, RateLimits
+from gateway.config import Config, RateLimits
 from gateway.forwarded import is_loopback
 from gateway.settings.lines import Path
+from gateway.spec import MB, MOST_GPUS
 
 COMFYUI_UPLOAD = 100 * MB
 """Bytes of ComfyUI's own bound on a body, unless ``--max-upload-size`` changes it (comfy/cli_args.py)."""

@@ -12,9 +12,9 @@ from datetime import date, time
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from gateway.config import Spec
 from gateway.forwarded import parse_network
 from gateway.settings.units import parse_rate, parse_seconds, parse_size, show_seconds, show_size
+from gateway.spec import Spec
 
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*", re.ASCII)
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.config import Config, Listen, with_gpus
+from gateway.config import Config, Listen
+from gateway.settings.size import with_gpus
 
 
 def test_defaults() -> None:

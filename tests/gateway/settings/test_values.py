@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import config
-from gateway.config import Spec
 from gateway.settings.values import nearest, read_value
+from gateway.spec import Spec
 
 SPECS = [
     get_args(kind)[1]
