@@ -30,10 +30,10 @@ async def serve(port: int, url: str) -> None:
         log=replace(config.log, access=False),
     )
     fleet = Fleet(1)
-    fleet.backend_up("bench")
+    fleet.members[0].backend_up("bench")
     metrics = Metrics(1, __version__)
     server = Server(config, fleet, Limiter(config.rate, 1), metrics, {})
-    metrics.watch_pool(server.pool)
+    metrics.watch_pools(server.pools)
     await server.start()
     await asyncio.Event().wait()
 

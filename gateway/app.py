@@ -7,11 +7,9 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from gateway import __version__
 from gateway.api.front import Api
@@ -21,19 +19,20 @@ from gateway.auth.keys import KeyFileError
 from gateway.auth.quotas import Quotas
 from gateway.banner import banner
 from gateway.config import Config
-from gateway.fleet.ask import asker
-from gateway.fleet.command import backend_command
 from gateway.fleet.estate import HeldError
-from gateway.fleet.lanes import Fleet
+from gateway.fleet.lanes import fleet_of
+from gateway.fleet.member import Member
 from gateway.fleet.own_routes import OwnRoutes
-from gateway.fleet.poller import Poller
-from gateway.fleet.supervision import Rules
 from gateway.fleet.supervisor import BackendFailedError, Supervisor
+from gateway.fleet.survivor import end
+from gateway.fleet.upkeep import Upkeep
 from gateway.jobs.desk import Desk
 from gateway.jobs.drivers import keepers, keeping
 from gateway.jobs.store import StoreError
+from gateway.layout import layout
 from gateway.observe.metrics import Metrics
-from gateway.process import backend_line, log_to_stderr, loop_factory, raise_file_limit, say
+from gateway.opening import StartError, check_free
+from gateway.process import apply_to_process, backend_line, log_to_stderr, loop_factory, say
 from gateway.ratelimit import Limiter
 from gateway.reload import Part, Read, reread
 from gateway.server import Server
@@ -41,19 +40,12 @@ from gateway.ws_keep import Keeper
 
 log = logging.getLogger("gateway.app")
 
-SPARE_FILES: Final = 64
-"""Descriptors for everything that is not a connection."""
-
 WATCH: Final = 1.0
 """Seconds between two looks at the files of keys and certificate."""
 
 
-class StartError(Exception):
-    """The gateway cannot start or go on; ``str()`` is one line for the user."""
-
-
 class App:
-    """One gateway with its backend. ``say`` prints a line for the user, ``backend_line`` one of the backend's."""
+    """One gateway with its backends. ``say`` prints a line for the user, ``backend_line`` one of a backend's."""
 
     def __init__(
         self,
@@ -66,13 +58,26 @@ class App:
         """``read`` is how the configuration is had again for a reload; without it there is none."""
         self.config = config
         self._read = read
-        self.fleet = Fleet(config.gpus)
+        places = layout(config)
+        self.fleet = fleet_of(places)
         self.metrics = Metrics(config.gpus, __version__)
         self.limiter = Limiter(config.rate, config.gpus)
-        ask = asker(config.backend.url)
-        own = OwnRoutes(self.fleet, self.metrics, ask)
+        self.upkeeps = [
+            Upkeep(
+                config,
+                place,
+                self.fleet.members[place.index],
+                env,
+                present=self._anybody_there,
+                on_line=_named(backend_line, place.index) if len(places) > 1 else backend_line,
+                on_restart=self._restarted,
+            )
+            for place in places
+        ]
+        asks = [upkeep.ask for upkeep in self.upkeeps]
+        own = OwnRoutes(self.fleet, self.metrics, asks)
         self.estate, self.desk = keepers(config, self.fleet)
-        self.api = Api(self.desk, self.fleet, ask, own.queue_all, self._gpu_ports) if self.desk is not None else None
+        self.api = Api(self.desk, self.fleet, asks[0], own.queue_all, self._gpu_ports) if self.desk else None
         try:
             self.guard = Guard(config)
             self.tls = Certificate(config.tls) if config.tls.certificate else None
@@ -82,32 +87,23 @@ class App:
             self.metrics.certificate_ends = lambda: tls.not_after
         if self.desk is not None:
             self.desk.limit(Quotas(self.guard.gate))
-        self.server = Server(
-            config,
-            self.fleet,
-            self.limiter,
-            self.metrics,
-            own.table(),
-            self.desk,
-            self.api,
-            self.guard,
-            self.tls,
-        )
-        self.supervisor = self._supervisor(env, backend_line) if config.backend.start else None
+        parts = (self.limiter, self.metrics, own.table(), self.desk, self.api, self.guard, self.tls)
+        self.server = Server(config, self.fleet, *parts)
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
-        self._poller = Poller(self.fleet, ask, self._anybody_there, judges=self.supervisor is None)
         self._say = say
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
+        self._awaited = {upkeep.member.index for upkeep in self.upkeeps if upkeep.supervisor is not None}
+        """Backends that we start and that have not been up yet."""
         self._failure = ""
         self.fleet.on_change = self._fleet_changed
         self.metrics.watch_fleet(self.fleet)
-        self.metrics.watch_pool(self.server.pool)
+        self.metrics.watch_pools(self.server.pools)
         self.metrics.watch_limiter(self._limiter_keys)
         if self.desk is not None:
             self.metrics.watch_jobs(self.desk)
-        self.parts: list[Part] = [self.server.apply, self.limiter.apply, self.guard.apply, _apply_to_process]
+        self.parts: list[Part] = [self.server.apply, self.limiter.apply, self.guard.apply, apply_to_process]
         """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
         if self.desk is not None:
             self.parts.append(self.desk.apply)
@@ -137,8 +133,13 @@ class App:
             raise StartError(self._failure)
 
     async def _run(self) -> None:
-        if self.supervisor is not None and not await self.supervisor.inherit():
-            check_free(self.config.backend.url)
+        if self.estate is not None:
+            for life in self.estate.strays(len(self.upkeeps)):
+                log.info("a backend is left over (process %d) that is no longer wanted: ending it", life.pid)
+                await end(life, self.config.backend.stop_timeout)
+        for upkeep in self.upkeeps:
+            if upkeep.supervisor is not None and not await upkeep.supervisor.inherit():
+                check_free(upkeep.url)
         try:
             await self.server.start()
         except OSError as error:
@@ -153,15 +154,20 @@ class App:
         desk = tasks.create_task(self.desk.run(), name="jobs") if self.desk is not None else None
         api = tasks.create_task(self.api.run(), name="api") if self.api is not None else None
         keeper = tasks.create_task(self._keeper.run(), name="bridge-keeper") if self._keeper is not None else None
-        poller = tasks.create_task(self._poller.run(), name="poller")
+        pollers = [tasks.create_task(upkeep.poller.run(), name="poller") for upkeep in self.upkeeps]
         watcher = tasks.create_task(self._watch_files(), name="watcher")
         announcer = tasks.create_task(self._announce(), name="announce")
-        backend = tasks.create_task(self._supervise(self.supervisor), name="supervisor") if self.supervisor else None
+        supervised = [
+            (upkeep.supervisor, tasks.create_task(self._supervise(upkeep.supervisor), name="supervisor"))
+            for upkeep in self.upkeeps
+            if upkeep.supervisor is not None
+        ]
         await self._stop.wait()
         announcer.cancel()
         # The backend stays until the last request in flight has its answer.
         await self._unless_hurried(self.server.drain(self.config.timeouts.drain))
-        poller.cancel()
+        for poller in pollers:
+            poller.cancel()
         watcher.cancel()
         if api is not None:
             api.cancel()
@@ -169,13 +175,13 @@ class App:
             keeper.cancel()
         if desk is not None and self.desk is not None:
             desk.cancel()
-            if self.supervisor is not None:
-                await self.desk.part()
-        if self.supervisor is not None and backend is not None:
-            self.supervisor.stop()
-            await self._unless_hurried(asyncio.shield(backend))
+            await self.desk.part([supervisor.member for supervisor, _ in supervised])
+        for supervisor, _ in supervised:
+            supervisor.stop()
+        await self._unless_hurried(_all([backend for _, backend in supervised]))
+        for supervisor, backend in supervised:
             if not backend.done():
-                self.supervisor.stop()
+                supervisor.stop()
                 await backend
 
     async def _unless_hurried(self, work: "Coroutine[Any, Any, object] | asyncio.Future[None]") -> None:
@@ -200,17 +206,11 @@ class App:
 
     def _bridge_keeper(self, desk: Desk) -> Keeper:
         """Who holds clients' sockets while the backend is away; it is back when its jobs are."""
-        keeper = Keeper(self.config.backend.url, self.config.jobs.hold_events, self.fleet, desk.missed)
+        urls = [upkeep.url for upkeep in self.upkeeps]
+        keeper = Keeper(urls, self.config.jobs.hold_events, self.fleet, desk.missed)
         self.server.bridges.keeper = keeper
-        desk.recovery.done = keeper.backend_back
+        desk.on_recovered(keeper.backend_back)
         return keeper
-
-    def _supervisor(self, env: Mapping[str, str], backend_line: Callable[[str], None]) -> Supervisor:
-        backend = self.config.backend
-        lock = self.estate.lock if self.estate is not None else None
-        command = backend_command(backend, self.config.gpus, env, lock=lock, orphan=self.config.jobs.orphan)
-        rules = Rules(backend.restart_min, backend.restart_max, backend.stop_timeout)
-        return Supervisor(command, env, self.fleet, rules, backend_line, self._restarted, self.estate)
 
     async def _watch_files(self) -> None:
         """Notice new keys and a new certificate."""
@@ -223,14 +223,20 @@ class App:
     def _restarted(self) -> None:
         self.metrics.backend_restarts += 1
 
-    def _fleet_changed(self) -> None:
-        if not self.fleet.up:
+    def _fleet_changed(self, member: Member) -> None:
+        alone = len(self.fleet.members) == 1
+        name = "the backend" if alone else f"backend {member.index}"
+        if not alone and member.out:
+            log.warning("%s is out: looks at it fail; the front door passes it over", name)
+        if not member.up:
             return
         if self._ready.is_set():
-            log.info("the backend is back: %s", self.fleet.body)
-        if self.fleet.width < self.fleet.gpus:
-            log.warning("%d ports, but the backend has only %d lane(s)", self.fleet.gpus, self.fleet.width)
-        self._ready.set()
+            log.info("%s is back: %s", name, member.body)
+        if member.width < member.gpus:
+            log.warning("%d ports, but %s has only %d lane(s)", member.gpus, name, member.width)
+        self._awaited.discard(member.index)
+        if not self._awaited:
+            self._ready.set()
 
     def _gpu_ports(self) -> list[int]:
         return self.server.ports[1:]
@@ -243,24 +249,18 @@ class App:
         return self.limiter.size
 
 
+async def _all(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    """Wait for all of these, without being their end."""
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _named(line: Callable[[str], None], index: int) -> Callable[[str], None]:
+    return lambda text: line(f"{index} | {text}")
+
+
 async def _finish(work: "Coroutine[Any, Any, object] | asyncio.Future[Any]") -> None:
     await work
-
-
-def check_free(url: str) -> None:
-    """See whether the backend will be able to listen; raises ``StartError`` naming the port when it will not."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StartError(
-            f"port {port} on {host}, where the backend is to listen, cannot be had ({error.strerror or error}); stop "
-            f"what listens there, set [backend] url, or use that one with --no-backend"
-        ) from error
 
 
 def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read: Read | None = None) -> None:
@@ -271,7 +271,7 @@ def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read
     log_to_stderr(config.log.level)
     for warning in warnings:
         log.warning("%s", warning)
-    _apply_to_process(config)
+    apply_to_process(config)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_main(config, env, read))
 
@@ -292,9 +292,3 @@ async def _main(config: Config, env: Mapping[str, str], read: Read | None) -> No
 
     loop.add_signal_handler(signal.SIGHUP, hung_up)
     await app.run()
-
-
-def _apply_to_process(config: Config) -> None:
-    """What the whole process goes by: the level of its log, and how many files it may open."""
-    logging.getLogger().setLevel(config.log.level.upper())
-    raise_file_limit(config.listen.max_connections + config.limits.pool_connections + SPARE_FILES)

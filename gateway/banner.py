@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gateway import __version__
 from gateway.config import Config
 from gateway.fleet.lanes import Fleet
+from gateway.layout import layout
 from gateway.server import Bound
 
 
@@ -18,10 +19,15 @@ def banner(config: Config, bound: Sequence[Bound], fleet: Fleet) -> list[str]:
     for at in bound:
         host = f"[{at.host}]" if ":" in at.host else at.host
         first.setdefault(at.gpu, f"{scheme}://{host}:{at.port}")
-    devices = [*fleet.devices, *[""] * config.gpus]
+    devices: list[str] = []
+    for member in fleet.members:
+        devices += [*member.devices, *[""] * member.gpus][: member.gpus]
     return [
         f"comfy-gateway {__version__} is ready",
         *(f"  GPU {gpu:<6} {first[gpu]}   {devices[gpu]}".rstrip() for gpu in range(config.gpus)),
         f"  front door {first[None]}   least busy GPU; /gpu0/ ... /queue/all /health /metrics",
-        f"  backend    {fleet.body} at {config.backend.url}",
+        *(
+            f"  backend    {fleet.members[place.index].body or 'not there yet'} at {place.backend.url}"
+            for place in layout(config)
+        ),
     ]

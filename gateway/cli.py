@@ -54,17 +54,17 @@ def effective(config: Config, args: argparse.Namespace, rest: Sequence[str], env
     Raises ``ValueError`` with a line for the user.
     """
     config = of_size(config, args.gpus, env)
-    backend = config.backend
-    return replace(
-        config,
-        backend=replace(
-            backend,
-            start=backend.start and not args.no_backend,
-            comfyui=args.comfyui if args.comfyui is not None else backend.comfyui,
-            python=args.python if args.python is not None else backend.python,
-            args=(*backend.args, *rest),
-        ),
+    backend, *further = (
+        replace(
+            each,
+            start=each.start and not args.no_backend,
+            comfyui=args.comfyui if args.comfyui is not None else each.comfyui,
+            python=args.python if args.python is not None else each.python,
+            args=(*each.args, *rest),
+        )
+        for each in config.backends
     )
+    return replace(config, backend=backend, further=tuple(further))
 
 
 def of_size(config: Config, gpus: int | None, env: Mapping[str, str]) -> Config:
@@ -93,8 +93,9 @@ def _check(file: Path) -> int:
 
 
 def _up(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    from gateway.app import StartError, run  # noqa: PLC0415
+    from gateway.app import run  # noqa: PLC0415
     from gateway.config_load import ConfigError, load  # noqa: PLC0415
+    from gateway.opening import StartError  # noqa: PLC0415
 
     def change(config: Config) -> Config:
         return effective(config, args, rest, os.environ)

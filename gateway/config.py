@@ -4,7 +4,7 @@ Pure: building a config has no effects. Text such as ``"100MB"`` or ``"10r/s"`` 
 which reads the bounds here; ``config.toml`` and ``docs/configuration.md`` are written from the sentences here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated
 
 from gateway.spec import (
@@ -15,14 +15,17 @@ from gateway.spec import (
     HeadSize,
     Host,
     IssueLock,
+    Lanes,
     Level,
     LimitKey,
     LimitScope,
+    Mode,
     Network,
     PerSecond,
     Port,
     Resubmit,
     Seconds,
+    Share,
     ShareWeights,
     Size,
     Spec,
@@ -49,10 +52,14 @@ class Listen:
 
 @dataclass(frozen=True)
 class Backend:
-    """``[backend]``: the one process behind the gateway and how it is started."""
+    """``[backend]``: a backend and how it is started; ``[[backend]]`` once for each where there are several."""
 
     url: Url = "http://127.0.0.1:8188"
     """Where the backend listens: http://HOST:PORT or unix:/PATH (nginx proxy_pass, without a path)."""
+    mode: Mode = "single"
+    """single: one process for all GPUs; per-gpu: one each, on url's port and the next; auto: single, with advice."""
+    lanes: Lanes = 0
+    """GPUs behind it, in the order of the tables; 0: all, and with several backends as many as devices, else one."""
     start: Flag = True
     """Start and supervise it; false when somebody else runs it (--no-backend)."""
     comfyui: Text = ""
@@ -83,6 +90,14 @@ class Backend:
     """Seconds between restarts at most."""
     stop_timeout: Seconds = 5.0
     """Seconds a stopping backend gets before it is killed."""
+    weight: Share = 1.0
+    """How much a lane of it does beside a lane of the others: with 2 it is filled twice as far by the front door."""
+    drain: Flag = False
+    """true: the front door sends it nothing new; its own ports, and what it has, go on."""
+    out_after: Count = 3
+    """Failed looks or connections in a row after which the front door passes it over (nginx max_fails)."""
+    back_after: Count = 2
+    """Good looks in a row after which it is one of them again."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +222,8 @@ class Jobs:
     """Seconds between two looks at unfinished jobs; less sees sooner what ran when a backend died."""
     orphan: Seconds = 60.0
     """Seconds that the backend outlives a gateway that was killed, so that the next one finds it at work."""
+    move_after: Seconds = 30.0
+    """Seconds after which jobs of the front door that have not started leave a backend that is away for another."""
     hold_events: Seconds = 120.0
     """Seconds that a client's WebSocket is held open while the backend is away; then it is closed."""
 
@@ -263,8 +280,19 @@ class Config:
     auth: Auth = field(default_factory=Auth)
     tls: Tls = field(default_factory=Tls)
     log: Log = field(default_factory=Log)
+    further: tuple[Backend, ...] = ()
+    """The second ``[[backend]]`` of the file and those after it; ``backend`` is the first, and mostly the only one."""
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Every backend as the file names it."""
+        return (self.backend, *self.further)
 
     @property
     def gpus(self) -> int:
         """Number of GPUs: one per port."""
         return len(self.listen.gpu_ports)
+
+
+SECTIONS = tuple(each.name for each in fields(Config) if each.name != "further")
+"""The tables of a file."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path as File
 from typing import Any, get_args, get_origin, get_type_hints
 
-from gateway.config import Config, Rate
+from gateway.config import SECTIONS, Backend, Config, Rate
 from gateway.settings.lines import Path, line_of, locate
 from gateway.settings.rules import findings
 from gateway.settings.values import nearest, read_value, type_name
@@ -120,7 +120,7 @@ def parse(
         what = "nests brackets too deep" if isinstance(error, RecursionError) else "holds a number that is too long"
         return None, [Problem(name, 0, "", what)]
     walk = _Walk()
-    config = _changed(walk.table(Config, Config(), document, ()), change, sound=not walk.wrong)
+    config = _changed(walk.root(document), change, sound=not walk.wrong)
     lines = locate(text)
     problems = [
         Problem(name, line_of(lines, path), _shown(path, document), message) for path, message in walk.wrong.items()
@@ -148,6 +148,25 @@ class _Walk:
 
     def __init__(self) -> None:
         self.wrong: dict[Path, str] = {}
+
+    def root(self, document: dict[str, Any]) -> Config:
+        """The whole file. Where ``[[backend]]`` stands more than once, the first is ``backend``."""
+        tables = document.get("backend")
+        if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
+            return self.config(document)
+        first, *others = tables
+        further = [
+            self.table(Backend, Backend(), each, ("backend", str(number))) for number, each in enumerate(others, 2)
+        ]
+        return replace(self.config({**document, "backend": first}), further=tuple(further))
+
+    def config(self, document: dict[str, Any]) -> Config:
+        """The tables that a file may have."""
+        known = {key: value for key, value in document.items() if key in SECTIONS}
+        for key in document.keys() - known.keys():
+            self.wrong[key,] = _unknown(key, document[key], list(SECTIONS), ())
+        config: Config = self.table(Config, Config(), known, ())
+        return config
 
     def table(self, kind: type, default: Any, data: dict[str, Any], path: Path) -> Any:
         """One dataclass from one table; ``default`` has its type and is what absent keys keep."""
@@ -222,10 +241,10 @@ def _unknown(key: str, value: object, known: list[str], path: Path) -> str:
         return f"{what}; did you mean {near if path else f'[{near}]'}?"
     if key in FROM_NGINX:
         return f"{what}; nginx's {key} is {FROM_NGINX[key]} here"
-    for section in fields(Config):
-        names = [field.name for field in fields(get_type_hints(Config)[section.name])]
-        if (section.name,) != path and (near := nearest(key, names)):
-            return f"{what}; did you mean [{section.name}] {near}?"
+    for section in SECTIONS:
+        names = [field.name for field in fields(get_type_hints(Config)[section])]
+        if (section,) != path and (near := nearest(key, names)):
+            return f"{what}; did you mean [{section}] {near}?"
     return f"{what}; known here: {', '.join(known)}"
 
 
@@ -233,7 +252,11 @@ def _shown(path: Path, document: dict[str, Any]) -> str:
     """``[rate.submit] burst`` for a path; a table itself as ``[rate.submit]``."""
     value: Any = document
     for part in path:
-        value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, list) and part.isdigit():
+            value = value[int(part) - 1]
+            continue
+        table = value[0] if isinstance(value, list) and value else value
+        value = table.get(part) if isinstance(table, dict) else None
     shown = ["".join(c if c.isprintable() else "�" for c in part) for part in path]
     if isinstance(value, dict):
         return f"[{'.'.join(shown)}]"

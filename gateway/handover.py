@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from gateway.auth.gate import ANYBODY, Principal
 from gateway.auth.origin import granted
-from gateway.fleet.lanes import Reservation
+from gateway.fleet.member import Reservation
 from gateway.jobs.incoming import Incoming
 from gateway.request import Kind, Request
 from gateway.service import FRONT, Service

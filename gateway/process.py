@@ -7,8 +7,14 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from typing import Final
+
+from gateway.config import Config
 
 log = logging.getLogger("gateway.app")
+
+SPARE_FILES: Final = 64
+"""Descriptors for everything that is not a connection."""
 
 
 def say(line: str) -> None:
@@ -59,3 +65,9 @@ def raise_file_limit(wanted: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
     if target < wanted:
         log.warning("only %d open files are allowed: fewer connections than configured will fit (ulimit -n)", target)
+
+
+def apply_to_process(config: Config) -> None:
+    """What the whole process goes by: the level of its log, and how many files it may open."""
+    logging.getLogger().setLevel(config.log.level.upper())
+    raise_file_limit(config.listen.max_connections + config.limits.pool_connections + SPARE_FILES)

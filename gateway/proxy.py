@@ -20,7 +20,7 @@ from gateway.errors import (
     RATE_LIMITED,
     GatewayError,
 )
-from gateway.fleet.lanes import RETRY_AFTER
+from gateway.fleet.member import RETRY_AFTER
 from gateway.handover import HandedOver
 from gateway.request import Kind, Request, classify, resolved, split_prefix
 from gateway.service import FRONT, Service
@@ -147,9 +147,10 @@ class ProxiedRequest(HandedOver):
         proxy = self._proxy
         fleet = proxy.fleet
         gpu, kind = self._gpu, self._kind
-        if not fleet.up and self._desk is None:
+        there = fleet if gpu is None else fleet.member(gpu)
+        if not there.up and self._desk is None:
             text = "The backend is not available."
-            raise GatewayError(BACKEND_UNAVAILABLE, text, fleet.reason, retry_after=fleet.retry_after)
+            raise GatewayError(BACKEND_UNAVAILABLE, text, there.reason, retry_after=there.retry_after)
         if self._desk is None and (fault := fleet.fault(gpu)) and not _RESULTS.match(self._target):
             raise GatewayError(BACKEND_UNAVAILABLE, fault, "The backend starts again.", retry_after=RETRY_AFTER)
         if gpu is None and kind is Kind.SUBMIT and not self._own:
@@ -213,7 +214,8 @@ class ProxiedRequest(HandedOver):
                 head.fields.rewritten or b"",
                 b"" if gpu is None else proxy.gpu_lines[gpu],
                 self.request_id,
-            )
+            ),
+            proxy.pools[0] if gpu is None else proxy.pool_of[gpu],
         )
 
     def _evicted(self) -> None:

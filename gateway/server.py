@@ -61,7 +61,7 @@ class Server:
         """Take a whole configuration and those who decide; nothing is opened yet.
 
         ``own_routes``: decoded paths of the front door that the gateway answers itself. ``desk`` takes what concerns
-        jobs, if there is a journal. ``guard`` says who may pass, ``certificate`` makes it HTTPS. ``pool`` can be
+        jobs, if there is a journal. ``guard`` says who may pass, ``certificate`` makes it HTTPS. ``pools`` can be
         watched at once.
         """
         self._config = config
@@ -76,7 +76,7 @@ class Server:
             api=api,
             guard=guard,
         )
-        self.pool = self._proxy.pool
+        self.pools = self._proxy.pools
         self.bridges = self._proxy.bridges
         self._servers: list[asyncio.Server] = []
         self._deadlines: Deadlines | None = None

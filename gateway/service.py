@@ -18,6 +18,7 @@ from gateway.errors import GATEWAY_BUSY, GatewayError
 from gateway.fleet.lanes import Fleet
 from gateway.forwarded import TrustedNetworks
 from gateway.jobs.desk import Desk
+from gateway.layout import layout
 from gateway.observe.access import AccessLog
 from gateway.observe.metrics import Metrics
 from gateway.ratelimit import Limiter
@@ -57,7 +58,7 @@ class Service:
 
         ``own_routes``: decoded paths of the front door that the gateway answers itself. ``desk`` takes what concerns
         jobs on any port; ``None``: jobs are requests like all others. ``api`` answers the routes that are ours
-        alone. ``guard`` says who may pass; ``None``: everybody. ``pool`` and ``bridges`` are there at once, for
+        alone. ``guard`` says who may pass; ``None``: everybody. ``pools`` and ``bridges`` are there at once, for
         metrics to watch; nothing runs before ``start``.
         """
         self.config = config
@@ -70,7 +71,9 @@ class Service:
         self.guard = guard
         self.quotas = Quotas(guard.gate) if guard is not None else None
         self.secure = bool(config.tls.certificate)
-        self.pool = Pool(config)
+        places = layout(config)
+        self.pools = [Pool(config, place.backend.url) for place in places]
+        """One for each backend."""
         self.bridges = Bridges(metrics)
         self.access = AccessLog(enabled=config.log.access)
         self.clients: set[ClientConnection] = set()
@@ -80,7 +83,11 @@ class Service:
         """One per own route being answered."""
         self.draining = False
         self.gpus = config.gpus
-        self.gpu_lines = [b"%b: %d\r\n" % (GPU_HEADER, gpu) for gpu in range(config.gpus)]
+        lines = [(place, b"%b: %d\r\n" % (GPU_HEADER, gpu - place.first)) for place in places for gpu in place.gpus]
+        self.gpu_lines = [line for _, line in lines]
+        """What says to its backend which GPU is meant: by the backend's own number."""
+        self.pool_of = [self.pools[place.index] for place, _ in lines]
+        """By GPU."""
         self.labels = [str(gpu) for gpu in range(config.gpus)]
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(6).encode()
@@ -98,12 +105,14 @@ class Service:
         self._max_clients = config.listen.max_connections
         self.access.want(wanted=config.log.access)
         self.bridges.bridge_close = config.timeouts.bridge_close
-        self.pool.apply(config)
+        for pool in self.pools:
+            pool.apply(config)
 
     def start(self, deadlines: Deadlines) -> None:
         """Begin to work; called within the running loop."""
         self.deadlines = deadlines
-        self.pool.start(deadlines)
+        for pool in self.pools:
+            pool.start(deadlines)
         self.bridges.start(deadlines)
         deadlines.every_look(self.access.flush)
 
@@ -161,5 +170,6 @@ class Service:
         for task in list(self.tasks):
             task.cancel()
         self.bridges.abort()
-        self.pool.close()
+        for pool in self.pools:
+            pool.close()
         self.access.flush()

@@ -8,10 +8,11 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 from gateway.wire.frames import frame
 from gateway.wire.head import HEAD_END
 from gateway.wire.pool import parse_backend_url
@@ -31,36 +32,35 @@ _PATIENCE: Final = 5.0
 
 
 class Keeper:
-    """``hold``: seconds that a client is held at most; 0: none is."""
+    """``urls`` of the backends, in the fleet's order; ``hold``: seconds that a client is held at most, 0: none is."""
 
-    def __init__(self, url: str, hold: float, fleet: Fleet, missed: Missed) -> None:
-        self._url = url
+    def __init__(self, urls: Sequence[str], hold: float, fleet: Fleet, missed: Missed) -> None:
+        self._urls = urls
         self._hold = hold
         self._fleet = fleet
         self._missed = missed
         self._held: dict[Bridge, float] = {}
         """Since when, in seconds since 1970."""
-        self._back = asyncio.Event()
+        self._back: asyncio.Queue[Member] = asyncio.Queue()
 
     def keep(self, bridge: Bridge) -> float:
         """Take a bridge on whose backend side is gone (``Bridge`` asks); the seconds it is held, 0 if it is not."""
-        boot = self._fleet.boot
+        boot = self._member(bridge).boot
         self._held[bridge] = time.time()
         asyncio.get_running_loop().call_later(_DEATH, self._look, bridge, boot)
         return self._hold
 
-    def backend_back(self) -> None:
-        """The backend has its jobs again: clients may hear from it."""
-        self._back.set()
+    def backend_back(self, member: Member) -> None:
+        """A backend has its jobs again: clients may hear from it."""
+        self._back.put_nowait(member)
 
     async def run(self) -> None:
-        """Renew bridges whenever the backend is back; never ends by itself."""
+        """Renew bridges whenever their backend is back; never ends by itself."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                await self._back.wait()
-                self._back.clear()
-                held, self._held = self._held, {}
-                for bridge, since in held.items():
+                back = await self._back.get()
+                for bridge in [bridge for bridge in self._held if self._member(bridge) is back]:
+                    since = self._held.pop(bridge)
                     if bridge.parked:
                         tasks.create_task(self._renew(bridge, since), name="bridge-renewal")
 
@@ -70,9 +70,13 @@ class Keeper:
             return
         if not bridge.parked:
             del self._held[bridge]  # the client has left
-        elif self._fleet.up and self._fleet.boot == boot:
+        elif (member := self._member(bridge)).up and member.boot == boot:
             del self._held[bridge]
             bridge.let_go()
+
+    def _member(self, bridge: Bridge) -> Member:
+        """The backend that it leads to."""
+        return self._fleet.member(int(bridge.gpu)) if bridge.gpu.isdigit() else self._fleet.members[0]
 
     async def _renew(self, bridge: Bridge, since: float) -> None:
         try:
@@ -97,7 +101,7 @@ class Keeper:
     async def _shake(self, bridge: Bridge) -> "tuple[asyncio.Transport, _Handshake]":
         """Ask for the events once more; raises ``OSError`` or ``ValueError`` when they cannot be had as they were."""
         loop = asyncio.get_running_loop()
-        unix, host, port = parse_backend_url(self._url)
+        unix, host, port = parse_backend_url(self._urls[self._member(bridge).index])
         renewal = bridge.renewal
         if renewal is None:
             raise ValueError("it is not known how they were asked for")

@@ -38,9 +38,11 @@ class Life:
 class Estate:
     """The folder and what is in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, index: int = 0) -> None:
+        """``index``: which of several backends is noted here; one of them takes the folder for all."""
         self._folder = folder.absolute()
         self._lock: int | None = None
+        self._name = f"backend{index}" if index else "backend"
 
     @property
     def lock(self) -> Path:
@@ -49,7 +51,7 @@ class Estate:
 
     def output(self, name: str) -> Path:
         """Where the backend writes its ``stdout`` or ``stderr``: a pipe would break with the gateway that holds it."""
-        return self._folder / f"backend.{name}"
+        return self._folder / f"{self._name}.{name}"
 
     def take(self) -> None:
         """Take the folder until this process ends or ``leave`` is called; raises ``HeldError`` or ``OSError``."""
@@ -81,7 +83,7 @@ class Estate:
 
     def write(self, life: Life | None) -> None:
         """Note which backend runs; ``None``: none does."""
-        file = self._folder / "backend.json"
+        file = self._folder / f"{self._name}.json"
         if life is None:
             file.unlink(missing_ok=True)
             return
@@ -91,9 +93,24 @@ class Estate:
 
     def read(self) -> Life | None:
         """The backend that was noted, if it is still alive."""
-        try:
-            found = json.loads((self._folder / "backend.json").read_text(encoding="utf-8"))
-            life = Life(**{**found, "argv": tuple(found["argv"])})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return life if life.name and name_of(life.pid) == life.name else None
+        return _read(self._folder / f"{self._name}.json")
+
+    def strays(self, backends: int) -> list[Life]:
+        """Backends alive that were noted by a gateway which had more than ``backends``; their notes are taken away."""
+        known = {"backend.json", *(f"backend{index}.json" for index in range(1, backends))}
+        found: list[Life] = []
+        for file in self._folder.glob("backend*.json"):
+            if file.name not in known:
+                if (life := _read(file)) is not None:
+                    found.append(life)
+                file.unlink(missing_ok=True)
+        return found
+
+
+def _read(file: Path) -> Life | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        life = Life(**{**found, "argv": tuple(found["argv"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return life if life.name and name_of(life.pid) == life.name else None

@@ -4,14 +4,16 @@ Owns what they say, also while the backend is down. ``/health`` touches nothing 
 may be asked as often as one likes. Must never know how an answer is sent.
 """
 
+import asyncio
 import json
-import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from gateway.errors import BACKEND_UNAVAILABLE, METHOD_NOT_ALLOWED, GatewayError
+from gateway.fleet import merge
 from gateway.fleet.ask import Ask, AskError, Reply
 from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.request import Request
 from gateway.wire.answer import Answer, error_answer, json_answer
@@ -21,16 +23,14 @@ Handler = Callable[[Request], Awaitable[Answer]]
 NO_STORE: Final = ((b"Cache-Control", b"no-store"),)
 SAFE: Final = frozenset({b"GET", b"HEAD"})
 
-_SAMPLE: Final = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*(\{[^\n]*\})? \S+( -?[0-9]+)?")
-
 
 class OwnRoutes:
-    """The handlers, each bound to what it tells about."""
+    """The handlers, each bound to what it tells about. ``asks``: how to ask each backend, in the fleet's order."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics, ask: Ask) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics, asks: Sequence[Ask]) -> None:
         self._fleet = fleet
         self._metrics = metrics
-        self._ask = ask
+        self._asks = asks
 
     def table(self) -> dict[bytes, Handler]:
         """Path to handler, as the front door looks them up."""
@@ -38,28 +38,26 @@ class OwnRoutes:
         return {path: _reads_only(handler) for path, handler in routes.items()}
 
     async def metrics(self, request: Request) -> Answer:
-        """The gateway's metrics and the backend's, in one scrape; the gateway's alone when the backend has none."""
-        theirs = b""
-        if self._fleet.up:
-            try:
-                theirs = backend_samples(await self._ask("/metrics"))
-            except AskError:
-                theirs = b""
-        self._metrics.backend_scrape_ok = bool(theirs)
+        """The gateway's metrics and the backends', in one scrape; the gateway's alone when no backend has any."""
+        told = [(first, reply) for first, reply in await self._everybody(_metrics_of) if merge.samples(reply)]
+        theirs = merge.samples(told[0][1]) if len(self._asks) == 1 and told else merge.all_samples(told)
+        self._metrics.backend_scrape_ok = len(told) == len(self._asks)
         return Answer(200, ((b"Content-Type", CONTENT_TYPE), *NO_STORE), self._metrics.text() + theirs)
 
     async def health(self, request: Request) -> Answer:
         """200 while any GPU takes jobs, else 503; says what, how many and what is wrong either way."""
         fleet = self._fleet
-        faults = fleet.faults
-        healthy = fleet.width - len(faults) if fleet.up else 0
+        healthy, faults = fleet.healthy, fleet.faults
+        bodies = list(dict.fromkeys(member.body for member in fleet.members if member.body))
         told: dict[str, Any] = {
             "status": "unhealthy" if not healthy else "degraded" if faults else "healthy",
-            "backend": fleet.body or "unknown",
+            "backend": ", ".join(bodies) or "unknown",
             "gpus": fleet.gpus,
             "healthy_instances": healthy,
             "total_instances": fleet.gpus,
         }
+        if len(fleet.members) > 1:
+            told["backends"] = [_told_of(member) for member in fleet.members]
         if reason := " ".join(faults) if fleet.up else fleet.reason:
             told["reason"] = reason
         if healthy:
@@ -68,16 +66,28 @@ class OwnRoutes:
         return json_answer(503, json.dumps(told).encode(), (*NO_STORE, wait))
 
     async def queue_all(self, request: Request) -> Answer:
-        """Every lane's queue; put together from ``/queue`` where the backend has only one."""
+        """Every lane's queue; put together from ``/queue`` where a backend has only one."""
         if not self._fleet.up:
             return self._unavailable(self._fleet.reason)
-        try:
-            reply = await self._ask("/queue/all")
-            if reply.status == 200 and _is_queues(reply.body):
-                return json_answer(200, reply.body, NO_STORE)
-            return json_answer(200, queues_of_one(await self._ask("/queue")), NO_STORE)
-        except AskError as error:
-            return self._unavailable(str(error))
+        told = await self._everybody(queues_of)
+        if len(self._asks) == 1 and told and merge.is_queues(told[0][1]):
+            return json_answer(200, told[0][1].body, NO_STORE)
+        whole = merge.queues_of_all(told)
+        if whole is None:
+            return self._unavailable("No backend shows its queues.")
+        return json_answer(200, json.dumps(whole).encode(), NO_STORE)
+
+    async def _everybody(self, question: "Callable[[Ask], Awaitable[Reply]]") -> merge.Told:
+        """What the backends that are there answer, all asked at once; who does not answer is left out."""
+        here = [member for member in self._fleet.members if member.up]
+        asked = [question(self._asks[member.index]) for member in here]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException) and not isinstance(each, AskError):
+                raise each
+        return [
+            (member.first, reply) for member, reply in zip(here, found, strict=True) if isinstance(reply, Reply)
+        ]
 
     def _unavailable(self, reason: str) -> Answer:
         wait = max(1, self._fleet.retry_after)
@@ -85,42 +95,23 @@ class OwnRoutes:
         return error_answer(GatewayError(BACKEND_UNAVAILABLE, message, reason, retry_after=wait))
 
 
-def backend_samples(reply: Reply) -> bytes:
-    """The backend's exposition as it goes behind ours, or nothing when it is not one.
-
-    One broken line would cost Prometheus the whole scrape, so the text is taken whole or not at all.
-    """
-    if reply.status != 200 or not reply.content_type.startswith("text/plain"):
-        return b""
-    lines = [line for line in reply.body.splitlines() if line.strip() and line != b"# EOF"]
-    if not lines or not all(line.startswith(b"#") or _SAMPLE.fullmatch(line) for line in lines):
-        return b""
-    return b"\n".join(lines) + b"\n"
+async def queues_of(ask: Ask) -> Reply:
+    """``/queue/all``, or ``/queue`` of a backend that has only that."""
+    reply = await ask("/queue/all")
+    return reply if merge.is_queues(reply) else await ask("/queue")
 
 
-def queues_of_one(reply: Reply) -> bytes:
-    """``/queue/all`` of a backend that has one queue; raises ``AskError`` when its answer is none."""
-    try:
-        queue = json.loads(reply.body)
-        running, pending = list(queue["queue_running"]), list(queue["queue_pending"])
-    except (ValueError, KeyError, TypeError):
-        raise AskError("The backend's /queue is not what ComfyUI answers.") from None
-    only = {
-        "gpu_id": 0,
-        "queue_running": running,
-        "queue_pending": pending,
-        "running_count": len(running),
-        "pending_count": len(pending),
+async def _metrics_of(ask: Ask) -> Reply:
+    return await ask("/metrics")
+
+
+def _told_of(member: Member) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "backend": member.body or "unknown",
+        "gpus": [member.first, member.first + member.gpus - 1],
+        "status": member.state,
     }
-    return json.dumps({"queues": [only], "total_running": len(running), "total_pending": len(pending)}).encode()
-
-
-def _is_queues(body: bytes) -> bool:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return False
-    return isinstance(found, dict) and isinstance(found.get("queues"), list)
+    return told if member.up else {**told, "reason": member.reason}
 
 
 def _reads_only(handler: Handler) -> Handler:

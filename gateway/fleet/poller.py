@@ -1,4 +1,4 @@
-"""Looks at the backend's queues, so that the fleet knows how full each lane is.
+"""Looks at a backend's queues, so that the fleet knows how full each of its lanes is.
 
 Owns how often: twice a second while anything is on its way or a client is there, seldom otherwise. For a backend that
 somebody else runs it also says when it comes and goes. Must never decide where a job goes.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.fleet.ask import Ask, AskError, Reply
-from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 
 log = logging.getLogger("gateway.fleet")
 
@@ -40,9 +40,9 @@ class Poller:
     """
 
     def __init__(
-        self, fleet: Fleet, ask: Ask, present: Callable[[], bool], *, judges: bool = False, pace: Pace | None = None
+        self, member: Member, ask: Ask, present: Callable[[], bool], *, judges: bool = False, pace: Pace | None = None
     ) -> None:
-        self._fleet = fleet
+        self._member = member
         self._ask = ask
         self._present = present
         self._judges = judges
@@ -50,7 +50,7 @@ class Poller:
         self._wake = asyncio.Event()
         self._target = COUNTS
         self._was_up = False
-        fleet.on_activity = self._wake.set
+        member.on_activity = self._wake.set
 
     async def run(self) -> None:
         """Look, rest, look."""
@@ -60,17 +60,17 @@ class Poller:
 
     async def step(self) -> None:
         """One look, if there is anybody to look at."""
-        if self._fleet.up or self._judges:
+        if self._member.up or self._judges:
             if not self._was_up:
                 self._target = COUNTS  # another backend may know other routes
             await self._look()
-        self._was_up = self._fleet.up
+        self._was_up = self._member.up
 
     async def _rest(self) -> None:
-        if not self._fleet.up:
+        if not self._member.up:
             await asyncio.sleep(self._pace.absent if self._judges else self._pace.busy)
             return
-        if not (self._fleet.working or self._present()):
+        if not (self._member.working or self._present()):
             self._wake.clear()
             try:
                 async with asyncio.timeout(self._pace.idle):
@@ -80,30 +80,32 @@ class Poller:
         await asyncio.sleep(self._pace.busy)
 
     async def _look(self) -> None:
-        if self._judges and not self._fleet.up:
+        if self._judges and not self._member.up:
             try:
                 body, devices = await identify(self._ask)
             except AskError as error:
-                self._fleet.backend_down(str(error), retry_after=5)
+                self._member.backend_down(str(error), retry_after=5)
                 return
             # It does not say which life of it this is: each time that it comes counts as a new one.
-            self._fleet.backend_up(body, devices, boot=f"met-{uuid.uuid4()}", booted=time.time())
-        mark = self._fleet.look_begins()
+            self._member.backend_up(body, devices, boot=f"met-{uuid.uuid4()}", booted=time.time())
+        mark = self._member.look_begins()
         try:
             counts, faults = await self._counts()
         except AskError as error:
+            self._member.failed()
             if self._judges and error.refused:
-                self._fleet.backend_down(str(error), retry_after=5)
+                self._member.backend_down(str(error), retry_after=5)
             log.debug("no look at the queues: %s", error)
             return
-        self._fleet.look_ends(mark, counts, faults)
+        self._member.look_ends(mark, counts, faults)
+        self._member.passed()
 
     async def _counts(self) -> tuple[list[tuple[int, int]], list[str]]:
         """``(running, pending)`` of each lane and why it takes no jobs, by the cheapest route there is."""
         order = [COUNTS, QUEUES, PLAIN]
         for target in order[order.index(self._target) :]:
             reply = await self._ask(target)
-            if reply.status == 200 and (counts := read_counts(target, reply.body, self._fleet.gpus)) is not None:
+            if reply.status == 200 and (counts := read_counts(target, reply.body, self._member.gpus)) is not None:
                 self._target = target
                 return counts, read_faults(reply.body, len(counts))
         raise AskError("The backend shows no queues.")

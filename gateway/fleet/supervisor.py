@@ -10,13 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from gateway.fleet.child import Child
 from gateway.fleet.command import EXIT_USAGE, READY_PREFIX, Command
 from gateway.fleet.estate import Estate, Life
-from gateway.fleet.lanes import Fleet
 from gateway.fleet.life import name_of
+from gateway.fleet.member import Member
 from gateway.fleet.supervision import (
     BecameReady,
     Begin,
@@ -54,7 +54,7 @@ class Supervisor:
         self,
         command: Command,
         env: Mapping[str, str],
-        fleet: Fleet,
+        member: Member,
         rules: Rules,
         on_line: Callable[[str], None],
         on_restart: Callable[[], None],
@@ -63,7 +63,7 @@ class Supervisor:
         """``estate``: where a backend is noted that outlives this gateway; ``None``: it ends with us."""
         self._command = command
         self._env = {**env, **command.env}
-        self._fleet = fleet
+        self.member: Final = member
         self._rules = rules
         self._on_line = on_line
         self._on_restart = on_restart
@@ -192,7 +192,7 @@ class Supervisor:
         if self._estate is not None and pid is not None:
             self._estate.write(Life(pid, name, self._command.argv, booted, ready))
         devices = [str(device) for device in ready.get("devices", ())]
-        self._fleet.backend_up(str(ready.get("body", "")), devices, boot=name, booted=booted)
+        self.member.backend_up(str(ready.get("body", "")), devices, boot=name, booted=booted)
         self._events.put_nowait(BecameReady())
 
     def _tell(self, before: State, event: Event, step: Step) -> None:
@@ -200,17 +200,17 @@ class Supervisor:
         if isinstance(event, Exited) and before.phase in (Phase.STARTING, Phase.READY):
             delay = self._state.deadline - time.monotonic() if self._state.deadline is not None else 0.0
             ended = how_it_ended(event.code)
-            self._fleet.backend_down(
+            self.member.backend_down(
                 f"The backend ended ({ended}) and is being restarted.", retry_after=max(1, math.ceil(delay) + 2)
             )
             if not isinstance(step, Done):
                 log.error("the backend ended (%s); starting it again in %.1f s", ended, max(0.0, delay))
         elif isinstance(event, Stop):
-            self._fleet.backend_down("The gateway is stopping.", retry_after=10)
+            self.member.backend_down("The gateway is stopping.", retry_after=10)
         elif isinstance(step, Kill) and isinstance(event, Tick):
             log.warning("the backend did not stop within %g s: killing it", self._rules.stop_timeout)
         elif isinstance(step, Start) and before.phase is Phase.RESTING:
-            self._fleet.backend_down("The backend is starting again.", retry_after=5)
+            self.member.backend_down("The backend is starting again.", retry_after=5)
 
 
 def read_ready(line: str) -> dict[str, Any] | None:

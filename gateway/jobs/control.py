@@ -8,26 +8,22 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.errors import BACKEND_UNAVAILABLE, GatewayError
 from gateway.fleet.ask import AskError
-from gateway.fleet.lanes import Fleet
-from gateway.jobs.answers import unanswered
+from gateway.jobs.everywhere import agreed, tell
 from gateway.jobs.incoming import Incoming, relayed
 from gateway.jobs.journal import Journal
-from gateway.jobs.peer import Peer
+from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.record import Record, State
 from gateway.jobs.tracker import Tracker
 from gateway.wire.answer import Answer
-from gateway.wire.fields import GPU_HEADER
 
 
 class Control:
     """The two routes, for one lane or, on the front door, for all."""
 
-    def __init__(self, journal: Journal, peer: Peer, fleet: Fleet, tracker: Tracker) -> None:
+    def __init__(self, journal: Journal, peers: Peers, tracker: Tracker) -> None:
         self._journal = journal
-        self._peer = peer
-        self._fleet = fleet
+        self._peers = peers
         self._tracker = tracker
 
     async def interrupt(self, incoming: Incoming) -> Answer:
@@ -38,14 +34,15 @@ class Control:
             if wanted is None:
                 running = self._of(incoming.request.gpu, lambda each: each.state is State.RUNNING)
                 await self._mark(running)
-            return await self._pass(incoming, [])
+            return await self._pass(incoming, [], self._meant(incoming) if wanted is None else list(self._peers))
+        peer = self._peers.of(record.gpu)
         if record.ended:
-            return await self._pass(incoming, [])
+            return await self._pass(incoming, [], [peer])
         await self._mark([record])
-        if self._fleet.up and record.state is State.QUEUED and record.gpu is not None:
+        if peer.member.up and record.state is State.QUEUED and record.gpu is not None:
             # ComfyUI's interrupt passes over a job that still waits.
-            await self._delete(record.id, record.gpu)
-        return await self._pass(incoming, [record])
+            await self._delete(peer, record.id, record.gpu)
+        return await self._pass(incoming, [record], [peer])
 
     async def queue(self, incoming: Incoming) -> Answer:
         """Take waiting jobs out: all of this lane, or those that the body names."""
@@ -60,7 +57,12 @@ class Control:
             waiting = self._of(gpu, lambda each: each.state is State.QUEUED and each.id in names)
         # As in ComfyUI, what is taken out of a queue leaves no history.
         await self._mark(waiting, hidden=True)
-        return await self._pass(incoming, waiting)
+        return await self._pass(incoming, waiting, self._meant(incoming))
+
+    def _meant(self, incoming: Incoming) -> list[Peer]:
+        """The backend of the request's GPU; all of them at the front door."""
+        gpu = incoming.request.gpu
+        return list(self._peers) if gpu is None else [self._peers.of(gpu)]
 
     def _of(self, gpu: int | None, which: Callable[[Record], bool]) -> list[Record]:
         return [each for each in self._journal.unfinished() if gpu in {None, each.gpu} and which(each)]
@@ -73,35 +75,30 @@ class Control:
     async def _look(self) -> None:
         """What runs by now is not touched by what is meant for waiting jobs, and the other way round."""
         try:
-            if self._fleet.up:
-                await self._tracker.look()
+            await self._tracker.look()
         except AskError:
             return  # what is known is a little older, then
 
-    async def _delete(self, job: str, gpu: int) -> None:
-        lines = b"Content-Type: application/json\r\n%b: %d\r\n" % (GPU_HEADER, gpu)
+    async def _delete(self, peer: Peer, job: str, gpu: int) -> None:
+        lines = b"Content-Type: application/json\r\n%b" % peer.line(gpu)
         try:
-            await self._peer.send(b"POST", b"/queue", lines, json.dumps({"delete": [job]}).encode())
+            await peer.send(b"POST", b"/queue", lines, json.dumps({"delete": [job]}).encode())
         except AskError:
             return  # the mark stands; the interrupt that follows says whether the backend is there
 
-    async def _pass(self, incoming: Incoming, marked: Sequence[Record]) -> Answer:
-        """Let the backend do it; what no backend has is done here."""
-        fleet = self._fleet
-        unsent = [each for each in marked if each.boot != fleet.boot or not fleet.ready]
+    async def _pass(self, incoming: Incoming, marked: Sequence[Record], peers: Sequence[Peer]) -> Answer:
+        """Let the backends do it; what none of them has is done here."""
+        unsent = [each for each in marked if not self._is_there(each)]
         await self._tracker.stop(unsent, "it was stopped before the backend had it")
-        if not fleet.up:
-            if marked:
-                return Answer(200)
-            text = "The backend is not available."
-            raise GatewayError(BACKEND_UNAVAILABLE, text, fleet.reason, retry_after=max(1, fleet.retry_after))
-        request = incoming.request
-        try:
-            reply = await self._peer.send(request.method, request.target, incoming.plain_lines, incoming.body)
-        except AskError as error:
-            raise unanswered(error) from error
+        if marked and not any(peer.member.up for peer in peers):
+            return Answer(200)
+        reply = agreed(await tell(peers, incoming))
         self._tracker.look_soon()
         return relayed(reply)
+
+    def _is_there(self, record: Record) -> bool:
+        member = self._peers.of(record.gpu).member
+        return member.ready and record.boot == member.boot
 
 
 def _object(body: bytes) -> dict[str, Any]:

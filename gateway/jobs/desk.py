@@ -5,8 +5,9 @@ never know connections.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -14,17 +15,19 @@ from gateway.auth.quotas import Quotas
 from gateway.config import Config
 from gateway.fleet.ask import AskError
 from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 from gateway.jobs.bus import Bus
 from gateway.jobs.control import Control
 from gateway.jobs.entry import farewells
 from gateway.jobs.history import History
 from gateway.jobs.incoming import Incoming
 from gateway.jobs.journal import Journal
-from gateway.jobs.peer import Peer
+from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.store import Store
 from gateway.jobs.submission import Submissions
 from gateway.jobs.tracker import Tracker
+from gateway.layout import layout
 from gateway.request import Kind
 from gateway.wire.answer import Answer
 
@@ -35,6 +38,8 @@ Handler = Callable[[Incoming], Awaitable[Answer]]
 # Every request asks: a member of an enum costs several times as much as a name of the module.
 _READ, _SUBMIT, _CONTROL = Kind.READ, Kind.SUBMIT, Kind.CONTROL
 
+_LAST_LOOK: Final = 2.0
+"""Seconds for a look at backends that are about to be stopped."""
 _SWEEP: Final = 60.0
 """Seconds between two looks at what need not be remembered any more."""
 
@@ -44,29 +49,37 @@ class Desk:
 
     def __init__(self, config: Config, fleet: Fleet, store: Store, bus: Bus) -> None:
         jobs = config.jobs
-        self._peer = peer = Peer(config.backend.url, config.timeouts.read)
+        patience = config.timeouts.read
+        members = fleet.members
+        self._peers = peers = Peers([Peer(each.backend.url, members[each.index], patience) for each in layout(config)])
         self._config = jobs
         self.journal = journal = Journal(store, bus)
         self.submissions = Submissions(
-            journal, peer, fleet, accept_while_down=jobs.accept_while_down, patience=config.timeouts.read
+            journal, peers, accept_while_down=jobs.accept_while_down, patience=patience
         )
-        self.tracker = Tracker(journal, peer, fleet, jobs.look, self.submissions.under_way)
-        self.recovery = Recovery(
-            journal,
-            peer,
-            fleet,
-            self.submissions,
-            self.tracker,
-            pending_only=jobs.resubmit == "pending-only",
-            pace=jobs.look,
-        )
-        self._control = Control(journal, peer, fleet, self.tracker)
-        self._history = History(journal, peer, fleet)
-        fleet.on_ready = self.recovery.backend_came
+        self.tracker = Tracker(journal, peers, jobs.look, self.submissions.under_way)
+        self.recoveries = [
+            Recovery(
+                journal,
+                peers,
+                peer,
+                self.submissions,
+                self.tracker,
+                pending_only=jobs.resubmit == "pending-only",
+                pace=jobs.look,
+            )
+            for peer in peers
+        ]
+        self._control = Control(journal, peers, self.tracker)
+        self._history = History(journal, peers)
+        for member, recovery in zip(members, self.recoveries, strict=True):
+            member.on_ready = recovery.backend_came
 
     def apply(self, config: Config) -> None:
         """Go by a new patience with the backend; what ``[jobs]`` says is read at the start alone."""
-        self._peer.patience = self.submissions.patience = config.timeouts.read
+        self.submissions.patience = config.timeouts.read
+        for peer in self._peers:
+            peer.patience = config.timeouts.read
 
     async def open(self) -> None:
         """Read the journal; raises ``StoreError``. Comes before everything else."""
@@ -80,13 +93,27 @@ class Desk:
         async with asyncio.TaskGroup() as tasks:
             self.submissions.start(tasks)
             tasks.create_task(self.tracker.run(), name="tracker")
-            tasks.create_task(self.recovery.run(), name="recovery")
+            for recovery in self.recoveries:
+                tasks.create_task(recovery.run(), name="recovery")
             tasks.create_task(self._sweep(), name="retention")
 
-    async def part(self) -> None:
-        """The backend is going to be stopped in order: that is no death to blame on what runs."""
+    def on_recovered(self, call: Callable[[Member], None]) -> None:
+        """Have this called whenever a backend has its jobs again."""
+        for recovery in self.recoveries:
+            recovery.done = call
+
+    async def part(self, members: Collection[Member]) -> None:
+        """These backends are going to be stopped in order: that is no death to blame on what runs."""
+        if not members:
+            return
+        # What has ended since the last look would be run once more by the next life.
+        with contextlib.suppress(AskError, TimeoutError):
+            async with asyncio.timeout(_LAST_LOOK):
+                await self.tracker.look()
+        lives = {member.boot for member in members}
         for record in self.journal.unfinished():
-            await self.journal.note(record.id, boot="")
+            if record.boot in lives:
+                await self.journal.note(record.id, boot="")
 
     async def close(self) -> None:
         """Make everything durable and end; comes last."""
@@ -129,7 +156,7 @@ class Desk:
     @property
     def recovered(self) -> int:
         """Jobs put into a queue once more."""
-        return self.recovery.recovered
+        return sum(recovery.recovered for recovery in self.recoveries)
 
     @property
     def written(self) -> tuple[int, int, float, int]:

@@ -8,13 +8,10 @@ import json
 from collections.abc import Iterable
 from urllib.parse import parse_qs, unquote
 
-from gateway.errors import BACKEND_UNAVAILABLE, GatewayError
-from gateway.fleet.ask import AskError
-from gateway.fleet.lanes import Fleet
-from gateway.jobs.answers import unanswered
+from gateway.jobs.everywhere import agreed, tell
 from gateway.jobs.incoming import Incoming, relayed
 from gateway.jobs.journal import Journal
-from gateway.jobs.peer import Peer
+from gateway.jobs.peer import Peers
 from gateway.jobs.record import Record, State
 from gateway.wire.answer import Answer, json_answer
 
@@ -22,32 +19,39 @@ from gateway.wire.answer import Answer, json_answer
 class History:
     """Reads that need the journal, and writes."""
 
-    def __init__(self, journal: Journal, peer: Peer, fleet: Fleet) -> None:
+    def __init__(self, journal: Journal, peers: Peers) -> None:
         self._journal = journal
-        self._peer = peer
-        self._fleet = fleet
+        self._peers = peers
 
     def one_is_here(self, path: bytes) -> bool:
-        """Whether the journal must answer ``/history/{id}``: the backend is away, or never had the job's end."""
+        """Whether ``/history/{id}`` is not simply the backend's: it is away, never had the job's end, or is another."""
         record = self._journal.get(_job_of(path))
         if record is None:
             return False
-        return not self._fleet.up or (record.ended and self._ours(record))
+        return len(self._peers) > 1 or not self._there(record) or (record.ended and self._ours(record))
+
+    def _there(self, record: Record) -> bool:
+        return self._peers.of(record.gpu).member.up
 
     def _ours(self, record: Record) -> bool:
-        """Whether the backend that is there cannot know how the job ended."""
+        """Whether its backend, as that is now, cannot know how the job ended."""
         never_ran = record.state is State.CANCELED and record.since(State.RUNNING) is None
-        return never_ran or record.boot != self._fleet.boot
+        return never_ran or record.boot != self._peers.of(record.gpu).member.boot
 
     def all_is_here(self) -> bool:
-        """Whether ``/history`` has anything that the backend has not."""
-        if not self._fleet.up:
+        """Whether ``/history`` has anything that the one backend has not."""
+        there = self._peers.there
+        if not there:
             return len(self._journal) > 0
+        if len(self._peers) > 1:
+            return True
         return any(_shown(record) and self._ours(record) for record in self._journal.newest_first())
 
     async def one(self, incoming: Incoming) -> Answer:
         """``GET /history/{id}``: the entry under its id; nothing, as in ComfyUI, while the job has not ended."""
         record = self._journal.get(_job_of(incoming.request.target.partition(b"?")[0]))
+        if record is not None and self._there(record) and not (record.ended and self._ours(record)):
+            return relayed(agreed(await tell([self._peers.of(record.gpu)], incoming)))
         if record is None or not _shown(record):
             return json_answer(200, b"{}")
         return json_answer(200, _joined(await self._entries([record])))
@@ -63,8 +67,11 @@ class History:
         theirs = await self._theirs(incoming)
         if isinstance(theirs, Answer):
             return theirs
-        away = not self._fleet.up
-        ours = [each for each in self._journal.newest_first() if _shown(each) and (away or self._ours(each))]
+        ours = [
+            each
+            for each in self._journal.newest_first()
+            if _shown(each) and (self._ours(each) or not self._there(each))
+        ]
         ours = sorted((each for each in ours if each.id not in theirs), key=lambda each: each.at)
         ids = [*(each.id for each in ours), *theirs]
         if most is not None and offset < 0:
@@ -97,36 +104,27 @@ class History:
         return answer
 
     async def _theirs(self, incoming: Incoming) -> dict[str, bytes] | Answer:
-        """The backend's whole history, entry by entry; its answer when it is anything else."""
-        if not self._fleet.up:
+        """The backends' whole history, entry by entry; the answer of one that gives anything else."""
+        if not self._peers.there:
             return {}
-        request = incoming.request
-        target = request.target.partition(b"?")[0]
-        try:
-            reply = await self._peer.send(b"GET", target, incoming.plain_lines, b"")
-        except AskError as error:
-            raise unanswered(error) from error
-        try:
-            found = json.loads(reply.body)
-        except ValueError:
-            return relayed(reply)
-        if reply.status != 200 or not isinstance(found, dict):
-            return relayed(reply)
-        return {str(job): json.dumps(entry).encode() for job, entry in found.items()}
+        whole: dict[str, bytes] = {}
+        for reply in await tell(self._peers, incoming, target=incoming.request.target.partition(b"?")[0]):
+            try:
+                found = json.loads(reply.body)
+            except ValueError:
+                return relayed(reply)
+            if reply.status != 200 or not isinstance(found, dict):
+                return relayed(reply)
+            whole |= {str(job): json.dumps(entry).encode() for job, entry in found.items()}
+        return whole
 
     async def _entries(self, records: list[Record]) -> dict[str, bytes]:
         found = await self._journal.store.entries([record.id for record in records])
         return {record.id: found[record.id] for record in records if record.id in found}
 
     async def _pass(self, incoming: Incoming) -> Answer:
-        fleet, request = self._fleet, incoming.request
-        if not fleet.up:
-            text = "The backend is not available."
-            raise GatewayError(BACKEND_UNAVAILABLE, text, fleet.reason, retry_after=max(1, fleet.retry_after))
-        try:
-            return relayed(await self._peer.send(request.method, request.target, incoming.plain_lines, incoming.body))
-        except AskError as error:
-            raise unanswered(error) from error
+        gpu = incoming.request.gpu
+        return relayed(agreed(await tell(self._peers if gpu is None else [self._peers.of(gpu)], incoming)))
 
 
 def _shown(record: Record) -> bool:

@@ -3,15 +3,16 @@
 Pure. Owns which fields of either are taken off. Must never know what is done with it.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.fleet.ask import Reply
-from gateway.fleet.lanes import Reservation
+from gateway.fleet.member import Member, Reservation
 from gateway.request import Request
 from gateway.wire.answer import Answer
-from gateway.wire.fields import HOP_BY_HOP
+from gateway.wire.fields import GPU_HEADER, HOP_BY_HOP
 
 # The body is framed anew, and the gateway reads these answers itself, so they must come as they are.
 _PLAIN: Final = (b"content-length:", b"transfer-encoding:", b"expect:", b"connection:", b"accept-encoding:")
@@ -43,6 +44,29 @@ class Incoming:
         """The lines without those that frame the body or ask for a compressed answer."""
         lines = [line for line in self.lines.split(b"\r\n") if line]
         return b"".join(b"%b\r\n" % line for line in lines if not line.lower().startswith(_PLAIN))
+
+
+    def lines_for(self, member: Member) -> bytes:
+        """The plain lines for this backend: without the GPU's number, when that is not one of its own."""
+        gpu, lines = self.request.gpu, self.plain_lines
+        if gpu is None or member.has(gpu):
+            return lines
+        kept = [line for line in lines.split(b"\r\n") if line and not line.startswith(GPU_HEADER)]
+        return b"".join(b"%b\r\n" % line for line in kept)
+
+
+def globally(reply: Reply, first: int) -> Reply:
+    """An answer of a backend whose first GPU users know as ``first``, with ``gpu_id`` as they count."""
+    if not first or reply.status != 200 or b'"gpu_id"' not in reply.body:
+        return reply
+    try:
+        found = json.loads(reply.body)
+    except ValueError:
+        return reply
+    if not isinstance(found, dict) or not isinstance(found.get("gpu_id"), int):
+        return reply
+    found["gpu_id"] += first
+    return replace(reply, body=json.dumps(found).encode())
 
 
 def relayed(reply: Reply) -> Answer:

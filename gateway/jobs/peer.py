@@ -1,15 +1,17 @@
-"""What the jobs' side asks of the backend: take this prompt, what waits and runs, what became of that one.
+"""What the jobs' side asks of a backend: take this prompt, what waits and runs, what became of that one.
 
 Owns the routes and how their answers are read. Clients' own requests go the way of bytes; only what concerns a promise
 comes this way. Must never decide anything.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
 from gateway.fleet.ask import AskError, Reply, exchange
+from gateway.fleet.member import Member
 from gateway.wire.fields import GPU_HEADER
 
 _QUIET: Final = 10.0
@@ -28,9 +30,10 @@ class Seen:
 
 
 class Peer:
-    """The backend at ``url``; ``patience`` is how long a submission may take, in seconds."""
+    """The backend at ``url``, which is this ``member``; ``patience``: how long a submission may take, in seconds."""
 
-    def __init__(self, url: str, patience: float) -> None:
+    def __init__(self, url: str, member: Member, patience: float) -> None:
+        self.member: Final = member
         self._url = url
         self.patience = patience
 
@@ -42,8 +45,12 @@ class Peer:
         """Submit a prompt on the gateway's own account; raises ``AskError``."""
         lines = b"Content-Type: application/json\r\n"
         if gpu is not None:
-            lines += b"%b: %d\r\n" % (GPU_HEADER, gpu)
+            lines += self.line(gpu)
         return await self.send(b"POST", b"/prompt", lines, body)
+
+    def line(self, gpu: int) -> bytes:
+        """The field line that names a GPU to this backend, by its own number."""
+        return b"%b: %d\r\n" % (GPU_HEADER, gpu - self.member.first)
 
     async def queues(self) -> Seen:
         """What waits and what runs, on all lanes; raises ``AskError``."""
@@ -70,6 +77,29 @@ class Peer:
 
     async def _ask(self, target: bytes) -> Reply:
         return await exchange(self._url, b"GET", target, b"", b"", timeout=_QUIET)
+
+
+class Peers:
+    """All backends, in the fleet's order."""
+
+    def __init__(self, peers: Sequence[Peer]) -> None:
+        self._peers = tuple(peers)
+        self._of = [peer for peer in self._peers for _ in range(peer.member.gpus)]
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._peers)
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def of(self, gpu: int | None) -> Peer:
+        """The backend that a GPU belongs to; of one that no longer exists, or of none, the first."""
+        return self._of[gpu] if gpu is not None and gpu < len(self._of) else self._peers[0]
+
+    @property
+    def there(self) -> list[Peer]:
+        """Those that take requests now."""
+        return [peer for peer in self._peers if peer.member.up]
 
 
 def read_queues(body: bytes) -> Seen | None:

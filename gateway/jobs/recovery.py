@@ -7,11 +7,12 @@ let to it, so that none of them sees empty queues. Decides nothing about single 
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterator
 
 from gateway.fleet.ask import AskError
-from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 from gateway.jobs.journal import Journal
-from gateway.jobs.peer import Peer, Seen
+from gateway.jobs.peer import Peer, Peers, Seen
 from gateway.jobs.plan import Decision, Fate, decide
 from gateway.jobs.record import Record, State, in_order
 from gateway.jobs.submission import Submissions
@@ -26,13 +27,13 @@ _LONGEST = 10.0
 
 
 class Recovery:
-    """Takes open promises up each time that a backend comes; calls ``done`` when everything is back in its place."""
+    """Takes open promises up each time that this one backend comes; calls ``done`` when all is back in its place."""
 
     def __init__(
         self,
         journal: Journal,
+        peers: Peers,
         peer: Peer,
-        fleet: Fleet,
         submissions: Submissions,
         tracker: Tracker,
         *,
@@ -42,8 +43,9 @@ class Recovery:
         self.recovered = 0
         """Jobs put into a queue once more."""
         self._journal = journal
+        self._peers = peers
         self._peer = peer
-        self._fleet = fleet
+        self._member = peer.member
         self._submissions = submissions
         self._tracker = tracker
         self._pending_only = pending_only
@@ -52,12 +54,12 @@ class Recovery:
         """A job whose submission got no answer, and the life of the backend; if that goes on, it need not have it."""
         self._since = 0.0
         self._came = asyncio.Event()
-        self.done = _nothing
+        self.done: Callable[[Member], None] = _nothing
 
     def backend_came(self) -> bool:
         """The backend could take jobs; whether clients may come at once."""
-        if not self._journal.working:
-            self.done()
+        if not any(self._mine()):
+            self.done(self._member)
             return True
         self._since = time.monotonic()
         self._came.set()
@@ -83,44 +85,51 @@ class Recovery:
     async def _once_more(self) -> None:
         """The backend did not answer: if it still lives, try again; clients are not kept out for ever."""
         await asyncio.sleep(_PATIENCE)
-        if not self._fleet.ready:
+        if not self._member.ready:
             return
-        if self._unsure is not None and self._unsure[1] == self._fleet.boot:
+        if self._unsure is not None and self._unsure[1] == self._member.boot:
             await self._journal.note(self._unsure[0], boot="")
         if time.monotonic() - self._since < _LONGEST:
             self._came.set()
             return
         log.error("jobs of the last backend cannot be put back; clients are let to it, and they stay in the journal")
-        self._submissions.held = False
-        self._fleet.admit()
-        self.done()
+        self._go_on()
 
     async def _recover(self) -> None:
-        self._submissions.held, self._unsure = False, None
-        decisions = decide(await self._absent(), self._fleet.boot, pending_only=self._pending_only)
+        self._submissions.held.discard(self._member)
+        self._unsure = None
+        decisions = decide(await self._absent(), self._member.boot, pending_only=self._pending_only)
         for decision in decisions:
             await self._end(decision)
         tried = [each for each in decisions if each.fate is Fate.TRIED]
         again = [each for each in decisions if each.fate is Fate.AGAIN]
         if tried:
-            self._submissions.held = True
+            self._submissions.held.add(self._member)
             # Written down before anything is sent: no later death is blamed on what only waits here.
             for each in (*tried, *again):
                 await self._journal.note(each.record.id, crashes=each.crashes, boot="")
-            self._fleet.admit()
+            self._member.admit()
             for each in tried:
                 await self._try_alone(each)
         for each in again:
             await self._send(each.record, crashes=each.crashes, alone=False)
         if again or tried:
             log.info("%d job(s) that the last backend had are in their queues again", len(again) + len(tried))
-        self._submissions.held = False
-        self._fleet.admit()
-        self.done()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Clients may come."""
+        self._submissions.held.discard(self._member)
+        self._member.admit()
+        self.done(self._member)
+
+    def _mine(self) -> Iterator[Record]:
+        """Jobs that have not ended and whose GPU is behind this backend."""
+        return (record for record in self._journal.unfinished() if self._peers.of(record.gpu) is self._peer)
 
     async def _absent(self) -> list[Record]:
         """Unfinished jobs that the backend has neither in a queue nor in its history."""
-        jobs = [record for record in self._journal.unfinished() if not self._submissions.under_way(record.id)]
+        jobs = [record for record in self._mine() if not self._submissions.under_way(record.id)]
         if not jobs:
             return []
         seen = await self._peer.queues()
@@ -128,9 +137,9 @@ class Recovery:
 
     async def _found(self, record: Record, seen: Seen) -> bool:
         if record.id in seen:
-            fleet = self._fleet
-            if record.boot != fleet.boot:
-                noted = await self._journal.note(record.id, boot=fleet.boot, booted=fleet.booted)
+            member = self._member
+            if record.boot != member.boot:
+                noted = await self._journal.note(record.id, boot=member.boot, booted=member.booted)
                 self._submissions.found(noted or record)
             await self._tracker.seen(record, seen)
             return True
@@ -159,12 +168,12 @@ class Recovery:
 
     async def _try_alone(self, decision: Decision) -> None:
         """Run a suspect with nothing beside it; returns when it has ended, raises ``AskError`` when the backend has."""
-        job, boot = decision.record.id, self._fleet.boot
+        job, boot = decision.record.id, self._member.boot
         log.warning("job %s ran %d times when the backend died: it is tried alone", job, decision.crashes)
         async with self._journal.bus.subscribe(job) as news:
             await self._send(decision.record, crashes=decision.crashes, alone=True)
             while (record := self._journal.get(job)) is not None and not record.ended:
-                if not self._fleet.ready or self._fleet.boot != boot:
+                if not self._member.ready or self._member.boot != boot:
                     raise AskError("The backend died.")
                 try:
                     async with asyncio.timeout(self._pace):
@@ -176,16 +185,16 @@ class Recovery:
         if record.state is State.RUNNING:
             record = await self._journal.move(record.id, State.QUEUED) or record
         self.recovered += 1
-        self._unsure = record.id, self._fleet.boot
+        self._unsure = record.id, self._member.boot
         await self._submissions.send_again(record, crashes=crashes, alone=alone)
         self._unsure = None
 
     async def _stragglers(self) -> None:
         """Send what no life of the backend has: promised while it was away, or nobody knows whether it came there."""
-        if not self._fleet.up or self._submissions.held:
+        if not self._member.up or self._member in self._submissions.held:
             return
-        boot = self._fleet.boot
-        if not any(record.boot != boot for record in self._journal.unfinished()):
+        boot = self._member.boot
+        if not any(record.boot != boot for record in self._mine()):
             return
         try:
             absent = [record for record in await self._absent() if record.boot != boot]
@@ -200,5 +209,5 @@ class Recovery:
             log.exception("what has not been sent stays unsent")
 
 
-def _nothing() -> None:
+def _nothing(member: Member) -> None:
     """Nobody waits for it."""

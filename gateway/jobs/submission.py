@@ -22,12 +22,12 @@ from gateway.errors import (
     GatewayError,
 )
 from gateway.fleet.ask import AskError, Reply
-from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 from gateway.jobs.answers import accepted_answer, gone, unanswered, why
 from gateway.jobs.entry import made
-from gateway.jobs.incoming import Incoming, relayed
+from gateway.jobs.incoming import Incoming, globally, relayed
 from gateway.jobs.journal import Journal
-from gateway.jobs.peer import Peer
+from gateway.jobs.peer import Peers
 from gateway.jobs.prompt import Prompt, again, read, to_utf8
 from gateway.jobs.record import Record, State
 from gateway.jobs.store import StoreError, TakenError
@@ -44,15 +44,14 @@ _DOUBT: Final = 1.0
 class Submissions:
     """Takes submissions and puts jobs into the backend's queues, for the first time or once more."""
 
-    def __init__(self, journal: Journal, peer: Peer, fleet: Fleet, *, accept_while_down: bool, patience: float) -> None:
+    def __init__(self, journal: Journal, peers: Peers, *, accept_while_down: bool, patience: float) -> None:
         """``patience``: seconds that a client is kept waiting for an answer which the backend's death took away."""
-        self.held = False
-        """Whether nothing new may go to the backend now."""
+        self.held: set[Member] = set()
+        """Backends to which nothing new may go now."""
         self.admit: Callable[[str], None] = _anybody
         """Asked with a job's owner before it is taken; raises ``GatewayError`` when its quota is used up."""
         self._journal = journal
-        self._peer = peer
-        self._fleet = fleet
+        self._peers = peers
         self._accept_while_down = accept_while_down
         self.patience = patience
         self._waiting: dict[str, asyncio.Future[Answer]] = {}
@@ -120,11 +119,11 @@ class Submissions:
             if body is None:
                 await self._fail(record, b"", "body_lost", "The journal holds no body for this job.")
                 return None
+            peer = self._peers.of(record.gpu)
+            member = peer.member
             # Should the backend die of this, it counts as one that had the job.
-            await self._journal.note(
-                record.id, durable=True, boot=self._fleet.boot, booted=self._fleet.booted, **noted
-            )
-            reply = await self._peer.submit(again(body), record.gpu)
+            await self._journal.note(record.id, durable=True, boot=member.boot, booted=member.booted, **noted)
+            reply = await peer.submit(again(body), record.gpu)
             if reply.status == _TAKES_NONE:
                 # The lane is broken and the backend about to start again: this says nothing about the job.
                 await self._journal.note(record.id, boot="")
@@ -138,13 +137,15 @@ class Submissions:
 
     async def _pass(self, incoming: Incoming) -> Answer:
         """What is no job goes to the backend as it stands, which says what is wrong with it."""
-        if not self._fleet.up:
-            wait = max(1, self._fleet.retry_after)
-            text = "The backend is not available."
-            raise GatewayError(BACKEND_UNAVAILABLE, text, self._fleet.reason, retry_after=wait)
         request = incoming.request
+        peer = self._peers.of(request.gpu)
+        member = peer.member
+        if not member.up:
+            wait = max(1, member.retry_after)
+            text = "The backend is not available."
+            raise GatewayError(BACKEND_UNAVAILABLE, text, member.reason, retry_after=wait)
         try:
-            reply = await self._peer.send(request.method, request.target, incoming.plain_lines, incoming.body)
+            reply = await peer.send(request.method, request.target, incoming.plain_lines, incoming.body)
         except AskError as error:
             raise unanswered(error) from error
         if 200 <= reply.status < 300:
@@ -196,12 +197,13 @@ class Submissions:
         return waiting.result()
 
     async def _journal_and_send(self, prompt: Prompt, incoming: Incoming, key: str, digest: str) -> Answer:
-        fleet, request = self._fleet, incoming.request
-        fault = fleet.fault(request.gpu)
-        away = not fleet.up or self.held or bool(fault)
+        request = incoming.request
+        member = self._peers.of(request.gpu).member
+        fault = "" if request.gpu is None else member.fault(request.gpu)
+        away = not member.up or member in self.held or bool(fault)
         if away and not self._accept_while_down:
-            reason = fleet.reason or fault or "A job that was running when the backend died is being tried alone."
-            wait = max(1, fleet.retry_after)
+            reason = member.reason or fault or "A job that was running when the backend died is being tried alone."
+            wait = max(1, member.retry_after)
             raise GatewayError(BACKEND_UNAVAILABLE, "The backend is not available.", reason, retry_after=wait)
         record = self._journal.draft(
             prompt.id,
@@ -212,8 +214,8 @@ class Submissions:
             owner=request.owner,
             key=key,
             digest=digest,
-            boot="" if away else fleet.boot,
-            booted=fleet.booted,
+            boot="" if away else member.boot,
+            booted=member.booted,
             **incoming.known,
         )
         body = to_utf8(prompt.body, incoming.field(b"content-type"))
@@ -249,7 +251,7 @@ class Submissions:
 
     async def _send(self, record: Record, sent: bytes, incoming: Incoming, body: bytes) -> Answer:
         try:
-            reply = await self._peer.send(b"POST", incoming.request.target, incoming.plain_lines, sent)
+            reply = await self._peers.of(record.gpu).send(b"POST", incoming.request.target, incoming.plain_lines, sent)
         except AskError as error:
             _release(incoming)
             return await self._unanswered(record, error)
@@ -261,7 +263,7 @@ class Submissions:
         else:
             # It never was a job: its id, and its key, may be used again.
             await self._journal.forget([record.id])
-        return relayed(reply)
+        return relayed(self._renumbered(reply, record))
 
     async def _unanswered(self, record: Record, error: AskError) -> Answer:
         """The backend has not answered: nothing of it came there, or nobody knows."""
@@ -272,7 +274,8 @@ class Submissions:
             return await self._promise(record)
         log.warning("no answer to the submission of %s (%s): waiting for what becomes of it", record.id, error)
         await asyncio.sleep(_DOUBT)
-        if self._fleet.up and self._fleet.boot == record.boot:
+        member = self._peers.of(record.gpu).member
+        if member.up and member.boot == record.boot:
             await self._journal.note(record.id, boot="")
         self._sending.discard(record.id)
         try:
@@ -290,6 +293,7 @@ class Submissions:
 
     async def _took(self, record: Record, reply: Reply, body: bytes) -> None:
         """The backend has answered: it has the job, or will not have it."""
+        reply = self._renumbered(reply, record)
         waiting = self._waiting.get(record.id)
         if not 200 <= reply.status < 300:
             await self._fail(record, body, "refused", why(reply))
@@ -307,16 +311,21 @@ class Submissions:
             return
         number = said.get("number")
         kept = self._journal.get(record.id) or record
+        member = self._peers.of(record.gpu).member
         await self._journal.note(
             record.id,
-            boot=self._fleet.boot,
-            booted=self._fleet.booted,
+            boot=member.boot,
+            booted=member.booted,
             place=float(number) if isinstance(number, int | float) else 0.0,
             attempts=kept.attempts + 1,
             answer=kept.answer or said or None,
         )
         if waiting is not None and not waiting.done():
             waiting.set_result(relayed(reply))
+
+    def _renumbered(self, reply: Reply, record: Record) -> Reply:
+        """The answer with the GPU's number as users know it."""
+        return globally(reply, self._peers.of(record.gpu).member.first)
 
     async def _fail(self, record: Record, body: bytes, kind: str, message: str) -> None:
         at = self._journal.clock()

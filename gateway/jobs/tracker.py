@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gateway.fleet.ask import AskError
-from gateway.fleet.lanes import Fleet
 from gateway.jobs.entry import ending, made
 from gateway.jobs.journal import Journal
-from gateway.jobs.peer import Peer, Seen
+from gateway.jobs.peer import Peer, Peers, Seen
 from gateway.jobs.record import Record, State
 
 log = logging.getLogger("gateway.jobs")
@@ -27,51 +26,67 @@ class Tracker:
     """One look after another while any job is unfinished; ``pace`` is the least time between two, in seconds."""
 
     def __init__(
-        self, journal: Journal, peer: Peer, fleet: Fleet, pace: float, under_way: Callable[[str], bool]
+        self, journal: Journal, peers: Peers, pace: float, under_way: Callable[[str], bool]
     ) -> None:
         """``under_way`` says of a job whether it is being sent right now."""
         self._journal = journal
-        self._peer = peer
-        self._fleet = fleet
+        self._peers = peers
         self._pace = pace
         self._under_way = under_way
-        self._absent: set[str] = set()
-        """Jobs that the last look found nowhere; found nowhere again, they are lost."""
-        self._soon = asyncio.Event()
-        self._looking = asyncio.Lock()
+        self._absent: dict[Peer, set[str]] = {peer: set() for peer in peers}
+        """Jobs that the last look at a backend found nowhere; found nowhere again, they are lost."""
+        self._soon = {peer: asyncio.Event() for peer in peers}
+        self._looking = {peer: asyncio.Lock() for peer in peers}
 
     def look_soon(self) -> None:
         """Something has happened that the next look will show."""
-        self._soon.set()
+        for soon in self._soon.values():
+            soon.set()
 
     async def run(self) -> None:
         """Look, rest, look; never ends by itself."""
+        async with asyncio.TaskGroup() as tasks:
+            for peer in self._peers:
+                tasks.create_task(self._follow(peer), name="tracker")
+
+    async def _follow(self, peer: Peer) -> None:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            if self._fleet.up and self._journal.working:
+            if peer.member.up and self._journal.working:
                 try:
-                    await self.look()
+                    await self._look(peer)
                 except AskError as error:
                     log.debug("no look at the jobs: %s", error)
                 except Exception:
                     log.exception("a look at the jobs failed")
-            await self._rest(max(self._pace, _SHARE * (loop.time() - began)))
+            await self._rest(peer, max(self._pace, _SHARE * (loop.time() - began)))
 
     async def look(self) -> None:
-        """See what became of the jobs that this life of the backend has; raises ``AskError``."""
-        # What one look has seen is written down before the next one begins.
-        async with self._looking:
-            await self._look()
+        """See what became of the jobs that the backends which are there have; raises ``AskError``."""
+        failed: AskError | None = None
+        for peer in self._peers.there:
+            try:
+                await self._look(peer)
+            except AskError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
-    async def _look(self) -> None:
-        boot = self._fleet.boot
+    async def _look(self, peer: Peer) -> None:
+        # What one look has seen is written down before the next one begins.
+        async with self._looking[peer]:
+            await self._see(peer)
+
+    async def _see(self, peer: Peer) -> None:
+        member = peer.member
+        boot = member.boot
         # Taken before the queues are asked for: what is accepted meanwhile cannot be missed in them.
         unfinished = self._journal.unfinished()
         jobs = [record for record in unfinished if record.boot == boot and not self._under_way(record.id)]
         if not jobs:
             return
-        seen = await self._peer.queues()
+        seen = await peer.queues()
         absent: set[str] = set()
         for record in jobs:
             if record.id in seen:
@@ -79,10 +94,10 @@ class Tracker:
             elif not await self.ended(record):
                 absent.add(record.id)
         # A backend that was replaced between two questions knows nothing of what the other one had.
-        if self._fleet.boot == boot and self._fleet.up:
-            for job in absent & self._absent:
+        if member.boot == boot and member.up:
+            for job in absent & self._absent[peer]:
                 await self._nowhere(job)
-        self._absent = absent
+        self._absent[peer] = absent
 
     async def seen(self, record: Record, seen: Seen) -> None:
         """The job waits or runs."""
@@ -91,7 +106,7 @@ class Tracker:
 
     async def ended(self, record: Record) -> bool:
         """Whether the backend's history has the job; then its end is written down. Raises ``AskError``."""
-        entry = await self._peer.entry(record.id)
+        entry = await self._peers.of(record.gpu).entry(record.id)
         if entry is None:
             return False
         end = ending(entry, self._journal.clock())
@@ -130,10 +145,10 @@ class Tracker:
             message = "The backend had this job and knows it no more: it neither waits, nor runs, nor has it a history."
             await self.fail(record, State.LOST, "lost", message)
 
-    async def _rest(self, seconds: float) -> None:
+    async def _rest(self, peer: Peer, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._soon.wait()
+                await self._soon[peer].wait()
         except TimeoutError:
             return
-        self._soon.clear()
+        self._soon[peer].clear()

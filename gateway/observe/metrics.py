@@ -6,7 +6,7 @@ Labels are few and known beforehand (GPU, kind, status, phase, direction, reason
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final, Protocol
 
@@ -30,7 +30,7 @@ TO_CLIENT: Final = "to_client"
 
 
 class PoolView(Protocol):
-    """What metrics read off the pool of backend connections."""
+    """What metrics read off a pool of backend connections."""
 
     @property
     def busy(self) -> int: ...
@@ -109,7 +109,7 @@ class Metrics:
         both = [(gpu, direction) for gpu in labels for direction in (TO_BACKEND, TO_CLIENT)]
         self._bridge_bytes = dict.fromkeys(both, 0)
         self._bridge_messages = dict.fromkeys(both, 0)
-        self._pool: PoolView | None = None
+        self._pools: Sequence[PoolView] = ()
         self._fleet: FleetView | None = None
         self._limiter_keys: Callable[[], int] | None = None
         self._jobs: JobsView | None = None
@@ -167,9 +167,9 @@ class Metrics:
         """Bridges open now, on all GPUs."""
         return sum(self._bridges_open.values())
 
-    def watch_pool(self, pool: PoolView) -> None:
-        """Read the pool's own counts at each scrape."""
-        self._pool = pool
+    def watch_pools(self, pools: Sequence[PoolView]) -> None:
+        """Read the pools' own counts at each scrape."""
+        self._pools = pools
 
     def watch_fleet(self, fleet: FleetView) -> None:
         """Read the fleet's own state at each scrape."""
@@ -225,12 +225,13 @@ class Metrics:
         yield _counter("bridge_messages", "Data messages passed over WebSocket bridges.", self._bridge_messages, *sides)
 
     def _watched_families(self) -> Iterator[Metric]:
-        if (pool := self._pool) is not None:
-            states = {("busy",): pool.busy, ("idle",): pool.idle, ("waiting",): pool.waiting}
+        if pools := self._pools:
+            states = {(name,): sum(getattr(pool, name) for pool in pools) for name in ("busy", "idle", "waiting")}
             yield _gauge(
                 "pool_connections", "Connections to the backend, and requests waiting for one.", states, "state"
             )
-            yield _counter("pool_opened", "Connections to the backend ever opened.", {(): pool.opened_total})
+            opened = sum(pool.opened_total for pool in pools)
+            yield _counter("pool_opened", "Connections to the backend ever opened.", {(): opened})
         if (keys := self._limiter_keys) is not None:
             yield _gauge("limiter_keys", "Buckets in the rate limiter's table.", {(): keys()})
         if (fleet := self._fleet) is not None:

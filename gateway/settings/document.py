@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import gateway.config
-from gateway.config import NODELAY, Config, Rate
+from gateway.config import NODELAY, SECTIONS, Config, Rate
 from gateway.settings.live import is_live
 from gateway.settings.units import show_rate, show_seconds, show_size
 from gateway.spec import Spec
@@ -86,7 +86,7 @@ def reason(kind: str, name: str) -> str:
 def _sections() -> list[tuple[str, type, Any]]:
     hints = get_type_hints(Config, include_extras=True)
     config = Config()
-    return [(field.name, hints[field.name], getattr(config, field.name)) for field in fields(Config)]
+    return [(name, hints[name], getattr(config, name)) for name in SECTIONS]
 
 
 def _settings(kind: type, default: Any) -> list[tuple[str, Spec, Any]]:

@@ -20,9 +20,13 @@ _VALUE_TOKEN = re.compile(
 
 
 def locate(text: str) -> dict[Path, int]:
-    """Line (from 1) of every table and key by its path; keys inside an inline table stand at its key."""
+    """Line (from 1) of every table and key by its path; keys inside an inline table stand at its key.
+
+    The second table of an array ``[[name]]`` has the path ``name, 2``, the first just ``name``.
+    """
     starts = [0, *(match.end() for match in re.finditer("\n", text))]
     found: dict[Path, int] = {}
+    times: dict[Path, int] = {}
     table: Path = ()
     at = 0
     while at < len(text):
@@ -30,10 +34,14 @@ def locate(text: str) -> dict[Path, int]:
             at = blank.end()
             continue
         header = text[at] == "["
-        path, after = _read_path(text, at + (2 if text.startswith("[[", at) else 1) if header else at)
+        repeats = text.startswith("[[", at)
+        path, after = _read_path(text, at + 1 + repeats if header else at)
         if not path:
             at = _skip_line(text, at)
             continue
+        if repeats and path:
+            times[path] = times.get(path, 0) + 1
+            path = (*path, str(times[path])) if times[path] > 1 else path
         table = path if header else table
         whole = path if header else table + path
         line = bisect_right(starts, at)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, Final, NamedTuple
 
-from gateway.config import Config
+from gateway.config import SECTIONS, Config
 
 ALL: Final = frozenset({"*"})
 
@@ -56,9 +56,11 @@ def merge(running: Config, wanted: Config) -> Reload:
 
 def _differences(running: Config, wanted: Config) -> Iterator[tuple[str, str, Any]]:
     """Table, key and new value of every setting that is another one."""
-    for section in fields(Config):
-        old, new = getattr(running, section.name), getattr(wanted, section.name)
+    for section in SECTIONS:
+        old, new = getattr(running, section), getattr(wanted, section)
         for field in fields(new):
             value = getattr(new, field.name)
             if value != getattr(old, field.name):
-                yield section.name, field.name, value
+                yield section, field.name, value
+    if running.further != wanted.further:
+        yield "backend", "2 and further", wanted.further

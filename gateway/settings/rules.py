@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from gateway.config import Config, RateLimits
+from gateway.config import Backend, Config, RateLimits
 from gateway.forwarded import is_loopback
+from gateway.layout import lanes_of, layout
 from gateway.settings.lines import Path
 from gateway.spec import MB, MOST_GPUS
 
@@ -30,7 +31,8 @@ class Finding:
 
 def findings(config: Config) -> Iterator[Finding]:
     """Everything to say about a config whose single values are all valid."""
-    for rule in (_ports, _hosts, _tls, _backend, _backend_left_alone, _devices, _sizes, _times, _buckets, _one_bucket):
+    one_place = (_ports, _hosts, _tls, _backend, _backend_left_alone, _devices, _apart)
+    for rule in (*one_place, _sizes, _times, _buckets, _one_bucket):
         yield from rule(config)
 
 
@@ -83,18 +85,27 @@ def _tls(config: Config) -> Iterator[Finding]:
 _NOT_STARTED = "a backend that the gateway starts listens on this machine's loopback, not on {}; set start = false"
 
 
+def _each(config: Config) -> Iterator[tuple[Path, Backend]]:
+    """Every backend with the path of its table."""
+    for number, backend in enumerate(config.backends, 1):
+        yield ("backend", str(number))[: 1 + (number > 1)], backend
+
+
 def _backend(config: Config) -> Iterator[Finding]:
-    path = ("backend", "url")
-    url = config.backend.url
-    if url.startswith("unix:"):
-        if config.backend.start:
-            yield Finding((path, ("backend", "start")), _NOT_STARTED.format("a Unix socket"), warning=True)
+    for path, backend in _each(config):
+        yield from _where(config, (*path, "url"), (*path, "start"), backend)
+
+
+def _where(config: Config, path: Path, start: Path, backend: Backend) -> Iterator[Finding]:
+    if backend.url.startswith("unix:"):
+        if backend.start:
+            yield Finding((path, start), _NOT_STARTED.format("a Unix socket"), warning=True)
         return
-    parts = urlsplit(url)
+    parts = urlsplit(backend.url)
     host, port = parts.hostname or "", parts.port
     if not is_loopback(host):
-        if config.backend.start:
-            yield Finding((path, ("backend", "start")), _NOT_STARTED.format(host), warning=True)
+        if backend.start:
+            yield Finding((path, start), _NOT_STARTED.format(host), warning=True)
         return
     if not any(is_loopback(at) or at in {"0.0.0.0", "::"} for at in config.listen.host):
         return
@@ -105,23 +116,55 @@ def _backend(config: Config) -> Iterator[Finding]:
             )
 
 
+_STARTED_WITH = ("comfyui", "python", "args", "devices", "serialize", "allow_unknown", "threads", "warmup_workflow")
+
+
 def _backend_left_alone(config: Config) -> Iterator[Finding]:
-    if config.backend.start:
-        return
-    for name in ("comfyui", "python", "args", "devices", "serialize", "allow_unknown", "threads", "warmup_workflow"):
-        if getattr(config.backend, name):
-            path = ("backend", name)
-            yield Finding((path, ("backend", "start")), "has no effect with start = false", warning=True)
-    if config.backend.share_weights != "on":
-        path = ("backend", "share_weights")
-        yield Finding((path, ("backend", "start")), "has no effect with start = false", warning=True)
+    for path, backend in _each(config):
+        if backend.start:
+            continue
+        for name in _STARTED_WITH:
+            if getattr(backend, name):
+                paths = ((*path, name), (*path, "start"))
+                yield Finding(paths, "has no effect with start = false", warning=True)
+        if backend.share_weights != "on":
+            paths = ((*path, "share_weights"), (*path, "start"))
+            yield Finding(paths, "has no effect with start = false", warning=True)
+        if backend.mode != "single":
+            paths = ((*path, "mode"), (*path, "start"))
+            yield Finding(paths, 'must be "single" with start = false: only what the gateway starts can be split')
 
 
 def _devices(config: Config) -> Iterator[Finding]:
-    devices, gpus = len(config.backend.devices), config.gpus
-    if devices and devices != gpus:
-        paths = (("backend", "devices"), ("listen", "gpu_ports"))
-        yield Finding(paths, f"names {devices} for {gpus} GPUs: one per port, or as COMFY_NUM_GPUS or --gpus says")
+    ports = ("listen", "gpu_ports")
+    lanes = lanes_of(config)
+    for (path, backend), count in zip(_each(config), lanes, strict=True):
+        if (devices := len(backend.devices)) and devices != count:
+            if config.further or backend.lanes:
+                yield Finding(((*path, "devices"), (*path, "lanes")), f"names {devices} devices for {count} lanes")
+            else:
+                message = f"names {devices} for {config.gpus} GPUs: one per port, or as COMFY_NUM_GPUS or --gpus says"
+                yield Finding(((*path, "devices"), ports), message)
+    if sum(lanes) != config.gpus:
+        said = " + ".join(map(str, lanes))
+        message = f"the backends have {said} lanes, but [listen] gpu_ports has {config.gpus} ports"
+        yield Finding((("backend", "lanes"), ports), message)
+
+
+def _apart(config: Config) -> Iterator[Finding]:
+    """No two backends are at one address."""
+    if sum(lanes_of(config)) != config.gpus:
+        return
+    seen: dict[str, int] = {}
+    own = {config.listen.front_port, *config.listen.gpu_ports} - {0}
+    for place in layout(config):
+        url = place.backend.url
+        path: Path = ("backend", "url")
+        if url in seen:
+            yield Finding((path,), f"GPU {seen[url]} and GPU {place.first} would both be behind {url}")
+        seen.setdefault(url, place.first)
+        if place.instance and urlsplit(url).port in own:
+            yield Finding((path,), f"the process of GPU {place.first} would listen on {url}, which is in [listen]")
 
 
 def _sizes(config: Config) -> Iterator[Finding]:

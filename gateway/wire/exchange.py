@@ -26,8 +26,13 @@ _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 class Owner(Protocol):
     """Where an exchange finds what it needs."""
 
-    pool: Pool
     max_body: int
+    pools: list[Pool]
+    """One for each backend."""
+    pool_of: list[Pool]
+    """By GPU."""
+    gpu_lines: list[bytes]
+    """By GPU, what says to its backend which one is meant."""
 
 
 class Exchange:
@@ -50,6 +55,8 @@ class Exchange:
     _early: list[bytes] | None = None
     _early_size = 0
     _upload_ended: list[Pair] | None = None
+    _pool: Pool
+    """Connections to the backend that it is forwarded to."""
     _ticket: Ticket | None = None
     _retried = False
     _continued = False
@@ -95,16 +102,17 @@ class Exchange:
             self._continued = True
             self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def forward(self, head_bytes: bytes) -> None:
-        """Send the request to the backend, with this head."""
+    def forward(self, head_bytes: bytes, pool: Pool) -> None:
+        """Send the request, with this head, to the backend that ``pool`` leads to."""
         self._head_bytes = head_bytes
+        self._pool = pool
         head = self.head
         has_body = head.has_body
         if not has_body:
             self._upload_ended = _NO_TRAILERS
         # A reused connection may be closed under our hands; only what may be sent twice takes that risk.
         fresh = has_body or head.fields.upgrade or head.method not in _IDEMPOTENT
-        self._ticket = self._owner.pool.acquire(self, fresh=fresh)
+        self._ticket = pool.acquire(self, fresh=fresh)
 
     def answer(self, answer: Answer) -> None:
         """Answer the request here."""
@@ -272,7 +280,7 @@ class Exchange:
         """The answer is complete: both connections are free."""
         connection, self.backend = self.backend, None
         if connection is not None:
-            self._owner.pool.release(connection, reusable=reusable and self._upload_ended is not None)
+            self._pool.release(connection, reusable=reusable and self._upload_ended is not None)
         client = self.client
         if client is not None and self._chunked_out:
             client.write(last_chunk(clean_trailers(trailers) if trailers and self.head.fields.trailers else []))
@@ -292,7 +300,7 @@ class Exchange:
         self.answered = True
         self.backend = None
         connection.exchange = None
-        self._owner.pool.detach(connection)
+        self._pool.detach(connection)
         self.upgraded(head, connection, rest)
         self._end()
 
@@ -303,11 +311,11 @@ class Exchange:
             return
         # RFC 9110 §9.2.2: a kept-alive connection that was closed before it answered anything.
         again = connection.used and not connection.answered and not self._retried and error.kind is BACKEND_BROKE
-        self._owner.pool.release(connection, reusable=False)
+        self._pool.release(connection, reusable=False)
         if again and self.client is not None and not self.head.has_body and self.head.method in _IDEMPOTENT:
             self._retried = True
             self.retrying()
-            self._ticket = self._owner.pool.acquire(self, fresh=True)
+            self._ticket = self._pool.acquire(self, fresh=True)
             return
         self.fail(error)
 
@@ -325,7 +333,7 @@ class Exchange:
             self._ticket = None
         if self.backend is not None:
             connection, self.backend = self.backend, None
-            self._owner.pool.release(connection, reusable=False)
+            self._pool.release(connection, reusable=False)
         self._early = None
 
     def _end(self) -> None:

@@ -14,7 +14,6 @@ from gateway.errors import INTERNAL, GatewayError
 from gateway.wire.answer import Answer, Fetch, Made, Stream, error_answer, render_head
 from gateway.wire.exchange import Exchange
 from gateway.wire.exchange import Owner as ExchangeOwner
-from gateway.wire.fields import GPU_HEADER
 
 _log = logging.getLogger("gateway.own")
 
@@ -118,13 +117,16 @@ class OwnAnswer(Exchange):
         kept = [line for line in lines if not line.lower().startswith((b"transfer-encoding:", b"connection:"))]
         if not own:
             kept = [line for line in kept if not line.lower().startswith(_OF_THE_BODY)]
+        owner = self._owner
+        pool = owner.pools[0]
         if made.gpu is not None:
-            kept.append(b"%b: %d" % (GPU_HEADER, made.gpu))
+            pool = owner.pool_of[made.gpu]
+            kept.append(owner.gpu_lines[made.gpu].rstrip())
         kept.append(b"X-Request-ID: %b" % self.request_id)
         self._added = b"".join(b"%b: %b\r\n" % pair for pair in made.headers)
         self._fetching = True
         method = head.method if own else b"GET"
-        self.forward(b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, made.target, b"\r\n".join(kept)))
+        self.forward(b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, made.target, b"\r\n".join(kept)), pool)
 
     def rewrite(self, lines: bytes) -> bytes:
         """Add what was asked to be added."""

@@ -1,4 +1,4 @@
-"""Connections to the one backend: kept alive within bounds, opened when needed, waited for in order.
+"""Connections to one backend: kept alive within bounds, opened when needed, waited for in order.
 
 Owns dialling, the idle stack and the queue of those who wait. Must never know requests' meaning: it is asked for a
 connection and gives one, or an error.
@@ -55,13 +55,13 @@ class Ticket:
 class Pool:
     """The connections. Metrics read ``busy``, ``idle``, ``waiting`` and ``opened_total``."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, url: str) -> None:
         """Read limits and time-outs; nothing is opened before ``start`` and the first ``acquire``."""
         self.busy = 0
         """Connections that a request holds or is opening. Bridges do not count."""
         self.opened_total = 0
         self.apply(config)
-        self._unix, self._host, self._port = parse_backend_url(config.backend.url)
+        self._unix, self._host, self._port = parse_backend_url(url)
         self._idle: list[BackendConnection] = []
         self._waiting: deque[Ticket] = deque()
         self._dials: set[asyncio.Task[None]] = set()

@@ -49,7 +49,7 @@ class Stack:
     @property
     def idle(self) -> bool:
         """Whether nothing is held for anybody."""
-        pool = self.proxy.pool
+        pool = self.proxy.pools[0]
         return not (self.proxy.running or pool.busy or pool.waiting or self.proxy.tasks or self.metrics.in_flight)
 
 
@@ -81,9 +81,9 @@ async def stack(
         config = config_for(url or backend.url, **changes)
         fleet = Fleet(config.gpus)
         if up:
-            fleet.backend_up("double")
+            fleet.members[0].backend_up("double")
         else:
-            fleet.backend_down("it is starting", 7)
+            fleet.members[0].backend_down("it is starting", 7)
         metrics = Metrics(config.gpus, "test")
         server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own_routes or {})
         await server.start()

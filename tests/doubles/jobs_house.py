@@ -171,11 +171,11 @@ class House:
     def backend_dies(self) -> None:
         """And takes everything with it."""
         self.comfy.die()
-        self.fleet.backend_down("it died", 3)
+        self.fleet.members[0].backend_down("it died", 3)
 
     def backend_comes(self, boot: str) -> None:
         """Another life of it."""
-        self.fleet.backend_up("double", boot=boot, booted=float(len(boot)))
+        self.fleet.members[0].backend_up("double", boot=boot, booted=float(len(boot)))
 
 
 @contextlib.asynccontextmanager
@@ -191,7 +191,7 @@ async def house(folder: Path, *, up: str = "boot-1", **jobs: Any) -> AsyncIterat
         await desk.open()
         metrics = Metrics(config.gpus, "t")
         ask = asker(backend.url)
-        own = OwnRoutes(fleet, metrics, ask)
+        own = OwnRoutes(fleet, metrics, [ask])
         api = Api(desk, fleet, ask, own.queue_all, lambda: server.ports[1:])
         server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own.table(), desk, api)
         await server.start()
@@ -199,7 +199,7 @@ async def house(folder: Path, *, up: str = "boot-1", **jobs: Any) -> AsyncIterat
             running = [tasks.create_task(desk.run(), name="jobs"), tasks.create_task(api.run(), name="api")]
             await asyncio.sleep(0)
             if up:
-                fleet.backend_up("double", boot=up, booted=float(len(up)))
+                fleet.members[0].backend_up("double", boot=up, booted=float(len(up)))
             try:
                 yield House(server, desk, api, fleet, comfy, backend)
             finally:

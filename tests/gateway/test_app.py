@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.app import App, StartError, check_free
+from gateway.app import App
 from gateway.banner import banner
 from gateway.config import Backend, Config, Jobs, Listen, Log, Timeouts
 from gateway.fleet.ask import AskError, asker
 from gateway.fleet.lanes import Fleet
+from gateway.opening import StartError, check_free
 from gateway.process import loop_factory
 from gateway.reload import Read
 from gateway.server import Bound
@@ -159,7 +160,7 @@ def test_the_backends_port_is_looked_at_before_anything_starts():
 def test_addresses_of_the_sixth_protocol_are_shown_in_brackets():
     """So that they can be copied into a browser; without known devices a line has none."""
     fleet = Fleet(1)
-    fleet.backend_up("embedded 0.1.0")
+    fleet.members[0].backend_up("embedded 0.1.0")
     config = replace(Config(), listen=Listen(gpu_ports=(8181,)))
     lines = banner(config, [Bound("::1", 8180, None), Bound("::1", 8181, 0), Bound("127.0.0.1", 8181, 0)], fleet)
     assert lines[1] == "  GPU 0      http://[::1]:8181"

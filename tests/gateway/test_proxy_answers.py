@@ -173,7 +173,7 @@ async def test_a_broken_answer_stays_broken(told, body, end):
         if end == "close":
             assert got.body == body
         await until(lambda: made.idle)
-        assert made.proxy.pool.idle == 0
+        assert made.proxy.pools[0].idle == 0
 
 
 async def test_broken_chunks_of_the_backend():
@@ -239,7 +239,7 @@ async def test_an_ambiguous_answer_is_502(told):
             pass
         assert (got.status, got.error["type"]) == (502, "backend_broke")
         assert len(made.backend.seen) == 1
-        assert made.proxy.pool.idle == 0
+        assert made.proxy.pools[0].idle == 0
 
 
 async def test_bytes_behind_an_answer_poison_nothing():
@@ -255,9 +255,9 @@ async def test_bytes_on_an_idle_connection_poison_nothing():
     """An answer that nobody asked for ends the connection that it comes on."""
     async with stack() as made, made.client() as client:
         await client.get("/")
-        assert made.proxy.pool.idle == 1
+        assert made.proxy.pools[0].idle == 1
         await made.backend.peers[0].send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
-        await until(lambda: made.proxy.pool.idle == 0)
+        await until(lambda: made.proxy.pools[0].idle == 0)
         assert (await client.get("/")).body == b"ok"
 
 
@@ -281,7 +281,7 @@ async def test_a_client_that_does_not_read_does_not_fill_memory():
         client.writer.transport.pause_reading()
         await client.send(request("/"))
         await until(lambda: made.backend.seen)
-        (connection,) = made.proxy.pool._open
+        (connection,) = made.proxy.pools[0]._open
         sender = made.backend.peers[0].writer.transport
         await until(lambda: sent == size or (not connection._reading and blocked(sender)))
         assert sent < 30_000_000

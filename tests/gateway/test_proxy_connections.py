@@ -17,9 +17,9 @@ async def test_connections_are_kept_on_both_sides():
     async with stack() as made, made.client() as client:
         for _ in range(10):
             assert (await client.get("/")).body == b"ok"
-        assert made.backend.opened == made.proxy.pool.opened_total == 1
-        assert made.proxy.pool.idle == 1
-        (kept,) = made.proxy.pool._idle
+        assert made.backend.opened == made.proxy.pools[0].opened_total == 1
+        assert made.proxy.pools[0].idle == 1
+        (kept,) = made.proxy.pools[0]._idle
         (theirs,) = made.proxy.clients
         for transport in (kept.transport, theirs.transport):
             assert transport.get_extra_info("socket").getsockopt(6, 1) != 0
@@ -98,7 +98,7 @@ async def test_a_client_that_leaves_cancels_its_request(how):
         getattr(client, how)()
         await until(left.is_set)
         await until(lambda: made.idle)
-        assert made.proxy.pool.idle == 0
+        assert made.proxy.pools[0].idle == 0
 
 
 async def test_a_client_that_leaves_while_the_answer_flows():
@@ -138,7 +138,7 @@ async def test_a_submission_that_was_sent_is_settled_even_without_its_client():
         go.set()
         await until(lambda: made.idle)
         assert (made.fleet.lane(1).sending, made.fleet.lane(1).since) == (0, 1)
-        assert made.proxy.pool.idle == 1
+        assert made.proxy.pools[0].idle == 1
 
 
 async def test_post_is_never_lost_to_a_kept_alive_connection():
@@ -215,7 +215,7 @@ async def test_a_connection_that_the_backend_has_closed_is_not_used():
     async with stack(script) as made, made.client() as client:
         for turn in range(5):
             assert (await client.get("/")).status == 200
-            await until(lambda: made.proxy.pool.idle == 0)
+            await until(lambda: made.proxy.pools[0].idle == 0)
             assert made.backend.opened == turn + 1
         assert not made.metrics._retried
 
@@ -237,11 +237,11 @@ async def test_idle_connections_are_few_and_not_kept_for_long():
         clock = stop_the_clock(made)
         await asyncio.gather(*[one(made) for _ in range(6)])
         assert made.backend.opened == 6
-        assert made.proxy.pool.idle == 2
+        assert made.proxy.pools[0].idle == 2
         clock.advance(14.0)
-        assert made.proxy.pool.idle == 2
+        assert made.proxy.pools[0].idle == 2
         clock.advance(2.0)
-        assert made.proxy.pool.idle == 0
+        assert made.proxy.pools[0].idle == 0
 
 
 async def one(made: Stack, target: str = "/") -> int:
@@ -278,8 +278,8 @@ async def test_the_pool_is_bounded_and_waiting_ends_in_503():
 
 async def one_waiting(made: Stack, client: RawClient) -> int:
     await client.send(request("/"))
-    await until(lambda: made.proxy.pool.waiting)
-    return made.proxy.pool.waiting
+    await until(lambda: made.proxy.pools[0].waiting)
+    return made.proxy.pools[0].waiting
 
 
 async def test_a_client_that_leaves_while_it_waits_leaves_the_queue():
@@ -296,7 +296,7 @@ async def test_a_client_that_leaves_while_it_waits_leaves_the_queue():
         async with made.client() as b:
             await one_waiting(made, b)
             b.reset()
-            await until(lambda: not made.proxy.pool.waiting)
+            await until(lambda: not made.proxy.pools[0].waiting)
         go.set()
         assert (await a.answer()).status == 200
         assert len(made.backend.seen) == 1
@@ -414,4 +414,4 @@ async def test_many_clients_at_once():
 
     async with stack(echo, limits={"pool_connections": 20}) as made:
         await asyncio.gather(*[chat(made, number) for number in range(100)])
-        assert made.proxy.pool.busy == 0
+        assert made.proxy.pools[0].busy == 0

@@ -136,7 +136,7 @@ async def test_a_larger_pool_takes_those_that_wait():
     async with stack(script, limits={"pool_connections": 1}) as made, made.client() as a, made.client() as b:
         await a.send(request("/a"))
         await b.send(request("/b"))
-        await until(lambda: made.proxy.pool.waiting == 1)
+        await until(lambda: made.proxy.pools[0].waiting == 1)
         await reloaded(made, limits={"pool_connections": 2})
         await until(lambda: len(made.backend.seen) == 2)
         go.set()
@@ -179,4 +179,4 @@ async def test_reloading_under_load_loses_nothing():
             load.start(tasks)
             tasks.create_task(reloads())
         assert {status for _, _, status in made.metrics._requests} == {200, 101}
-        assert made.proxy.pool.max_fields == 119
+        assert made.proxy.pools[0].max_fields == 119

@@ -103,7 +103,7 @@ async def test_bridges_do_not_take_the_pools_places():
         for number in range(5):
             client = await many.enter_async_context(made.client())
             await opened(client, f"/ws?clientId={number}")
-        assert made.proxy.pool.busy == 0
+        assert made.proxy.pools[0].busy == 0
         assert made.metrics.bridges_open == 5
 
 

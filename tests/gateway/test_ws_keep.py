@@ -32,12 +32,12 @@ class Kept:
 
     def dies(self) -> None:
         """As ``kill -9``: its connection is reset, and the fleet knows."""
-        self.made.fleet.backend_down("It is dead.", 1)
+        self.made.fleet.members[0].backend_down("It is dead.", 1)
         self.made.backend.peers[-1].reset()
 
     def returns(self, boot: str = "second") -> None:
-        self.made.fleet.backend_up("double", boot=boot)
-        self.keeper.backend_back()
+        self.made.fleet.members[0].backend_up("double", boot=boot)
+        self.keeper.backend_back(self.made.fleet.members[0])
 
     @property
     def parked(self) -> bool:
@@ -67,8 +67,8 @@ async def kept(
         return missed or []
 
     async with stack(script) as made:
-        made.fleet.backend_up("double", boot="first")
-        keeper = made.proxy.bridges.keeper = Keeper(made.backend.url, hold, made.fleet, tell)
+        made.fleet.members[0].backend_up("double", boot="first")
+        keeper = made.proxy.bridges.keeper = Keeper([made.backend.url], hold, made.fleet, tell)
         running = asyncio.get_running_loop().create_task(keeper.run(), name="keeper")
         try:
             yield Kept(made, keeper, stop_the_clock(made), said)
@@ -273,10 +273,10 @@ async def test_the_same_client_again_while_it_is_held():
     async with kept() as house, house.made.client(2) as old, house.made.client(2) as new:
         await listening(house, old)
         await parted(house)
-        house.made.fleet.backend_up("double", boot="second")
+        house.made.fleet.members[0].backend_up("double", boot="second")
         await opened(new, "/ws?clientId=me")
         assert await old.rest() == GOODBYE
-        house.keeper.backend_back()
+        house.keeper.backend_back(house.made.fleet.members[0])
         await until(lambda: not house.keeper._held)
         await new.send(HELLO)
         await until(lambda: house.said[1:] == [HELLO])

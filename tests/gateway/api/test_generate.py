@@ -48,7 +48,7 @@ async def test_generate_waits_for_the_end(tmp_path: Path):
 async def test_without_a_backend_generate_says_so(tmp_path: Path):
     """503 with detail.error and detail.message."""
     async with house(tmp_path) as here:
-        here.fleet.backend_down("it died", 3)
+        here.fleet.members[0].backend_down("it died", 3)
         got = await here.post("/generate", {"workflow": GRAPH}, gpu=None)
         assert (got.status, got.all("retry-after")) == (503, [b"3"])
         assert set(value(got)["detail"]) == {"error", "message"}
@@ -72,7 +72,7 @@ async def test_status_looks_at_every_gpu(tmp_path: Path):
         assert found["data"]["summary"] == {
             "total_instances": 4, "healthy_instances": 1, "total_running": 1, "total_pending": 1, "total_load": 2
         }  # fmt: skip
-        here.fleet.backend_down("it died", 3)
+        here.fleet.members[0].backend_down("it died", 3)
         found = value(await here.get("/status", None))["data"]
         assert found["summary"]["healthy_instances"] == 0
         assert "it died" in found["instances"]["http://gate:8181/gpu0"]["last_error"]
@@ -92,7 +92,7 @@ async def test_instances_and_their_queues(tmp_path: Path):
             assert (found["gpu_id"], found["queue_pending"][0][1], found["queue_running"]) == (0, "a", [])
         assert (await here.get("/queue/9", None)).status == 404
         assert (await here.get("/queue/http://elsewhere:1", None)).status == 404
-        here.fleet.backend_down("it died", 3)
+        here.fleet.members[0].backend_down("it died", 3)
         assert (await here.get("/queue/0", None)).status == 404
 
 

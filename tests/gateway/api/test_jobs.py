@@ -289,7 +289,7 @@ async def test_while_the_backend_is_away_nothing_is_taken(tmp_path: Path):
     """503 with the time to wait; what the journal knows is told all the same."""
     async with house(tmp_path) as here:
         job = await order(here)
-        here.fleet.backend_down("it died", 3)
+        here.fleet.members[0].backend_down("it died", 3)
         got = await here.post("/jobs", {"workflow": GRAPH}, gpu=None)
         assert (got.status, got.all("retry-after")) == (503, [b"3"])
         assert value(await here.get(f"/jobs/{job['id']}", None))["state"] == "queued"

@@ -12,8 +12,8 @@ import pytest
 from gateway.fleet import estate
 from gateway.fleet.command import Command
 from gateway.fleet.estate import Estate, HeldError, Life
-from gateway.fleet.lanes import Fleet
 from gateway.fleet.life import name_of
+from gateway.fleet.member import Member
 from gateway.fleet.supervision import Rules
 from gateway.fleet.supervisor import Supervisor
 from tests.doubles.product import ROOT
@@ -66,22 +66,22 @@ def test_only_a_living_backend_is_read(tmp_path: Path):
 
 
 class Gateway:
-    """A supervisor with an estate, its fleet, and what was heard."""
+    """A supervisor with an estate, its member, and what was heard."""
 
     def __init__(self, folder: Path, code: str) -> None:
-        self.fleet = Fleet(1)
+        self.member = Member(1)
         self.lines: list[str] = []
         command = Command((sys.executable, "-c", code), {})
         estate = Estate(folder)
         folder.mkdir(exist_ok=True)
-        self.supervisor = Supervisor(command, os.environ, self.fleet, RULES, self.lines.append, lambda: None, estate)
+        self.supervisor = Supervisor(command, os.environ, self.member, RULES, self.lines.append, lambda: None, estate)
 
 
 async def abandon(folder: Path, code: str) -> int:
     """Start a backend as a gateway would that is killed then; its process id."""
     mine = Gateway(folder, code)
     task = asyncio.get_running_loop().create_task(mine.supervisor.run())
-    await until(lambda: mine.fleet.up)
+    await until(lambda: mine.member.up)
     pid = mine.supervisor.pid
     assert pid is not None
     # What kill -9 does not give anybody the time for.
@@ -100,13 +100,13 @@ async def test_the_next_gateway_takes_the_backend_over(tmp_path: Path):
     assert await heir.supervisor.inherit()
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         tasks.create_task(heir.supervisor.run())
-        await until(lambda: heir.fleet.up)
+        await until(lambda: heir.member.up)
         assert heir.supervisor.pid == pid
-        assert heir.fleet.boot == name_of(pid)
-        assert (heir.fleet.body, heir.fleet.devices) == ("toy 1", ("cpu",))
+        assert heir.member.boot == name_of(pid)
+        assert (heir.member.body, heir.member.devices) == ("toy 1", ("cpu",))
         await until(lambda: "still here" in heir.lines)
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: heir.supervisor.pid not in {None, pid} and heir.fleet.up)
+        await until(lambda: heir.supervisor.pid not in {None, pid} and heir.member.up)
         heir.supervisor.stop()
 
 

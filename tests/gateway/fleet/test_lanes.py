@@ -11,7 +11,7 @@ from gateway.fleet.lanes import Fleet
 
 def a_fleet(gpus: int = 4) -> Fleet:
     fleet = Fleet(gpus)
-    fleet.backend_up("embedded 0.1.0", ["cpu"] * gpus)
+    fleet.members[0].backend_up("embedded 0.1.0", ["cpu"] * gpus)
     return fleet
 
 
@@ -43,20 +43,20 @@ def test_ties_rotate():
 def test_the_least_busy_lane_is_chosen_by_what_the_look_saw():
     """Running and pending both count."""
     fleet = a_fleet()
-    fleet.look_ends(fleet.look_begins(), [(1, 2), (1, 0), (0, 3), (1, 1)])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(1, 2), (1, 0), (0, 3), (1, 1)])
     assert fleet.choose() == 1
 
 
 def test_an_accepted_job_counts_until_a_look_that_started_later_is_taken():
     """A look under way when the backend accepted may not have seen the job, so it does not end the count."""
     fleet = a_fleet(1)
-    early = fleet.look_begins()
+    early = fleet.members[0].look_begins()
     fleet.reserve(0).accepted()
-    fleet.look_ends(early, [(0, 0)])
+    fleet.members[0].look_ends(early, [(0, 0)])
     assert fleet.load(0) == 1
-    fleet.look_ends(fleet.look_begins(), [(1, 0)])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(1, 0)])
     assert fleet.load(0) == 1
-    fleet.look_ends(fleet.look_begins(), [(0, 0)])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, 0)])
     assert fleet.load(0) == 0
 
 
@@ -65,7 +65,7 @@ def test_a_job_being_sent_stays_counted_through_looks():
     fleet = a_fleet(1)
     reservation = fleet.reserve(0)
     for _ in range(3):
-        fleet.look_ends(fleet.look_begins(), [(0, 0)])
+        fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, 0)])
     assert fleet.load(0) == 1
     reservation.release()
     assert fleet.load(0) == 0
@@ -75,9 +75,9 @@ def test_a_failed_look_ends_no_count():
     """What a look that never arrived should have seen stays counted until one arrives."""
     fleet = a_fleet(1)
     fleet.reserve(0).accepted()
-    fleet.look_begins()
+    fleet.members[0].look_begins()
     assert fleet.load(0) == 1
-    fleet.look_ends(fleet.look_begins(), [(0, 1)])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, 1)])
     assert fleet.load(0) == 1
 
 
@@ -97,21 +97,21 @@ def test_a_new_backend_starts_empty_and_old_reservations_do_not_touch_it():
     """After a restart neither an old answer nor an old look changes the new backend's counts."""
     fleet = a_fleet(1)
     old = fleet.reserve(0)
-    mark = fleet.look_begins()
-    fleet.backend_down("The backend died.", 2)
+    mark = fleet.members[0].look_begins()
+    fleet.members[0].backend_down("The backend died.", 2)
     assert (fleet.up, fleet.reason, fleet.retry_after) == (False, "The backend died.", 2)
-    fleet.backend_up("embedded 0.1.0", ["cpu"])
+    fleet.members[0].backend_up("embedded 0.1.0", ["cpu"])
     old.accepted()
-    fleet.look_ends(mark, [(5, 5)])
+    fleet.members[0].look_ends(mark, [(5, 5)])
     assert loads(fleet) == [0]
 
 
 def test_lanes_that_the_backend_does_not_have_are_not_chosen():
     """One device named in the ready line is one lane; the next backend may have more again."""
     fleet = Fleet(4)
-    fleet.backend_up("embedded 0.1.0", ["cpu"])
+    fleet.members[0].backend_up("embedded 0.1.0", ["cpu"])
     assert {fleet.choose() for _ in range(8)} == {0}
-    fleet.backend_up("embedded 0.1.0", ["cpu"] * 9)
+    fleet.members[0].backend_up("embedded 0.1.0", ["cpu"] * 9)
     assert {fleet.choose() for _ in range(8)} == {0, 1, 2, 3}
 
 
@@ -119,10 +119,10 @@ def test_a_reservation_wakes_whoever_watches():
     """A resting poller is told that there is something to look at."""
     fleet = a_fleet()
     woken: list[bool] = []
-    fleet.on_activity = lambda: woken.append(True)
+    fleet.members[0].on_activity = lambda: woken.append(True)
     fleet.reserve(2)
     assert woken == [True]
-    assert fleet.working
+    assert fleet.members[0].working
 
 
 def test_a_fleet_without_gpus_is_refused():
@@ -147,34 +147,34 @@ def test_the_load_is_never_below_the_truth_and_settles_on_it(steps: list[str]):
         elif step == "refuse" and sent:
             sent.pop().release()
         elif step == "begin" and mark is None:
-            mark, seen = fleet.look_begins(), truth
+            mark, seen = fleet.members[0].look_begins(), truth
         elif step == "end" and mark is not None:
-            fleet.look_ends(mark, [(0, seen)])
+            fleet.members[0].look_ends(mark, [(0, seen)])
             mark = None
         elif step == "finish" and truth:
             truth -= 1
             seen = min(seen, truth) if mark is not None else seen
         elif step == "restart":
-            fleet.backend_up()
+            fleet.members[0].backend_up()
             truth, sent, mark = 0, [], None
         assert fleet.load(0) >= truth
     for reservation in sent:
         reservation.release()
-    fleet.look_ends(fleet.look_begins(), [(0, truth)])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, truth)])
     assert fleet.load(0) == truth
 
 
 def test_a_lane_that_takes_no_jobs_is_not_chosen():
     """While another takes some; what is said about it goes with the backend that said it."""
     fleet = Fleet(2)
-    fleet.backend_up()
-    fleet.look_ends(fleet.look_begins(), [(5, 5), (0, 0)], ["", "its worker thread has ended"])
+    fleet.members[0].backend_up()
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(5, 5), (0, 0)], ["", "its worker thread has ended"])
     assert [fleet.choose() for _ in range(3)] == [0, 0, 0]
     assert (fleet.fault(0), fleet.fault(None)) == ("", "")
     assert fleet.fault(1) == "GPU 1 takes no jobs: its worker thread has ended."
-    fleet.look_ends(fleet.look_begins(), [(0, 0), (0, 0)], ["it too", "it too"])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, 0), (0, 0)], ["it too", "it too"])
     assert len(fleet.faults) == 2
     assert {fleet.choose(), fleet.choose()} == {0, 1}
-    fleet.backend_down("it died", 5)
-    fleet.backend_up()
+    fleet.members[0].backend_down("it died", 5)
+    fleet.members[0].backend_up()
     assert fleet.faults == []

@@ -6,7 +6,8 @@ import pytest
 
 from gateway.fleet.ask import Reply, asker
 from gateway.fleet.lanes import Fleet
-from gateway.fleet.own_routes import OwnRoutes, backend_samples
+from gateway.fleet.merge import samples
+from gateway.fleet.own_routes import OwnRoutes
 from gateway.observe.metrics import Metrics
 from gateway.request import Kind, Request
 from gateway.wire.answer import Answer
@@ -29,8 +30,8 @@ def fields(answer: Answer) -> dict[bytes, bytes]:
 def routes(server: Canned, *, up: bool = True) -> OwnRoutes:
     fleet = Fleet(2)
     if up:
-        fleet.backend_up("toy 1", ["cpu", "cpu"])
-    return OwnRoutes(fleet, Metrics(2, "0"), asker(server.url))
+        fleet.members[0].backend_up("toy 1", ["cpu", "cpu"])
+    return OwnRoutes(fleet, Metrics(2, "0"), [asker(server.url)])
 
 
 async def test_one_scrape_shows_both_sides():
@@ -64,20 +65,20 @@ async def test_without_a_backend_the_scrape_still_works(up: bool):
 )
 def test_what_would_spoil_the_scrape_is_left_out(reply: Reply):
     """One broken line would cost Prometheus everything."""
-    assert backend_samples(reply) == b""
+    assert samples(reply) == b""
 
 
 async def test_health_tells_of_a_gpu_that_takes_no_jobs():
     """Some work: 200, degraded, with the reason. None works: 503."""
     fleet = Fleet(2)
-    fleet.backend_up("toy 1", ["cpu", "cpu"])
-    own = OwnRoutes(fleet, Metrics(2, "0"), asker(DOWN.url))
-    fleet.look_ends(fleet.look_begins(), [(0, 0), (0, 0)], ["", "it broke"])
+    fleet.members[0].backend_up("toy 1", ["cpu", "cpu"])
+    own = OwnRoutes(fleet, Metrics(2, "0"), [asker(DOWN.url)])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, 0), (0, 0)], ["", "it broke"])
     answer = await own.health(request())
     told = json.loads(answer.body)
     assert (answer.status, told["status"], told["healthy_instances"]) == (200, "degraded", 1)
     assert told["reason"] == "GPU 1 takes no jobs: it broke."
-    fleet.look_ends(fleet.look_begins(), [(0, 0), (0, 0)], ["it too", "it broke"])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, 0), (0, 0)], ["it too", "it broke"])
     answer = await own.health(request())
     told = json.loads(answer.body)
     assert (answer.status, told["status"], told["healthy_instances"]) == (503, "unhealthy", 0)

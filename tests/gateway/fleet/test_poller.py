@@ -6,7 +6,7 @@ import json
 import pytest
 
 from gateway.fleet.ask import AskError, asker
-from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 from gateway.fleet.poller import COUNTS, PLAIN, QUEUES, Pace, Poller, identify, read_counts
 from tests.doubles.canned import Canned, canned, ok
 from tests.doubles.wait import until
@@ -29,8 +29,8 @@ STATS = ok(b'{"system": {"comfyui_version": "0.3.64"}, "devices": [{"name": "cpu
 QUICK = Pace(busy=0.01, idle=0.02, absent=0.01)
 
 
-def a_poller(server: Canned, fleet: Fleet, *, judges: bool = False, pace: Pace = QUICK) -> Poller:
-    return Poller(fleet, asker(server.url), lambda: False, judges=judges, pace=pace)
+def a_poller(server: Canned, member: Member, *, judges: bool = False, pace: Pace = QUICK) -> Poller:
+    return Poller(member, asker(server.url), lambda: False, judges=judges, pace=pace)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ async def test_the_cheapest_route_that_there_is_fills_the_table(
     answers: dict[str, bytes], expected: list[int], asked: list[str]
 ):
     """Routes are tried from the cheapest, and the one that worked is the only one asked from then on."""
-    fleet = Fleet(2)
-    fleet.backend_up()
+    member = Member(2)
+    member.backend_up()
     async with canned(answers) as server:
-        poller = a_poller(server, fleet)
+        poller = a_poller(server, member)
         await poller.step()
-        assert [fleet.load(0), fleet.load(1)] == expected
+        assert [member.lane(0).load, member.lane(1).load] == expected
         assert server.asked == asked
         await poller.step()
         assert server.asked == [*asked, asked[-1]]
@@ -60,54 +60,54 @@ async def test_the_cheapest_route_that_there_is_fills_the_table(
 
 async def test_a_backend_with_fewer_lanes_than_ports_gets_no_job_for_the_others():
     """In front of a plain ComfyUI every submission of the front door is for GPU 0."""
-    fleet = Fleet(4)
-    fleet.backend_up()
+    member = Member(4)
+    member.backend_up()
     async with canned({PLAIN: PROMPT}) as server:
-        await a_poller(server, fleet).step()
-    assert fleet.width == 1
-    assert {fleet.choose() for _ in range(8)} == {0}
+        await a_poller(server, member).step()
+    assert member.width == 1
+    assert member.width == 1
 
 
 async def test_a_failed_look_changes_nothing():
     """What was known stays known, and a backend that we supervise is not judged by it."""
-    fleet = Fleet(2)
-    fleet.backend_up()
+    member = Member(2)
+    member.backend_up()
     async with canned({COUNTS: DEBUG}) as server:
-        poller = a_poller(server, fleet)
+        poller = a_poller(server, member)
         await poller.step()
         server.answers.clear()
         await poller.step()
     await poller.step()
-    assert (fleet.up, fleet.load(0), fleet.load(1)) == (True, 1, 3)
+    assert (member.up, member.lane(0).load, member.lane(1).load) == (True, 1, 3)
 
 
 async def test_a_backend_that_is_down_is_not_asked():
     """The supervisor says when there is somebody to ask."""
     async with canned({COUNTS: DEBUG}) as server:
-        await a_poller(server, Fleet(2)).step()
+        await a_poller(server, Member(2)).step()
         assert server.asked == []
 
 
 async def test_somebody_elses_backend_comes_and_goes():
     """Judging, the poller finds it, says what it is, and says when nothing listens any more."""
-    fleet = Fleet(2)
+    member = Member(2)
     async with canned({PLAIN: PROMPT, "/system_stats": STATS}) as server:
-        poller = a_poller(server, fleet, judges=True)
+        poller = a_poller(server, member, judges=True)
         await poller.step()
-        assert (fleet.up, fleet.body, fleet.devices) == (True, "comfyui 0.3.64", ("cpu",))
+        assert (member.up, member.body, member.devices) == (True, "comfyui 0.3.64", ("cpu",))
     await poller.step()
-    assert not fleet.up
-    assert "Nothing listens on 127.0.0.1" in fleet.reason
-    assert fleet.retry_after > 0
+    assert not member.up
+    assert "Nothing listens on 127.0.0.1" in member.reason
+    assert member.retry_after > 0
 
 
 async def test_what_is_no_comfyui_does_not_count_as_up():
     """Another program on the port is named as such."""
-    fleet = Fleet(1)
+    member = Member(1)
     async with canned({}) as server:
-        await a_poller(server, fleet, judges=True).step()
-    assert not fleet.up
-    assert "no ComfyUI" in fleet.reason
+        await a_poller(server, member, judges=True).step()
+    assert not member.up
+    assert "no ComfyUI" in member.reason
 
 
 async def test_identify_is_content_with_little():
@@ -120,14 +120,14 @@ async def test_identify_is_content_with_little():
 
 async def test_a_resting_poller_wakes_for_a_submission():
     """With an hour between idle looks, a reservation brings one soon."""
-    fleet = Fleet(2)
-    fleet.backend_up()
+    member = Member(2)
+    member.backend_up()
     answers = {COUNTS: ok(b'{"queues": [{"gpu_id": 0, "queued": 0, "running": 0}]}')}
     async with canned(answers) as server, asyncio.TaskGroup() as tasks:
-        poller = tasks.create_task(a_poller(server, fleet, pace=Pace(busy=0.01, idle=3600)).run())
+        poller = tasks.create_task(a_poller(server, member, pace=Pace(busy=0.01, idle=3600)).run())
         await until(lambda: len(server.asked) == 1)
-        fleet.reserve(0).accepted()
-        await until(lambda: fleet.load(0) == 0)
+        member.reserve(0).accepted()
+        await until(lambda: member.lane(0).load == 0)
         assert len(server.asked) >= 2
         poller.cancel()
 
@@ -150,7 +150,7 @@ def test_lanes_beyond_ours_are_left_out():
 
 async def test_a_look_sees_which_lane_takes_no_jobs():
     """The backend says so beside the counts, and that it is over as well."""
-    fleet = Fleet(2)
+    fleet = Member(2)
     fleet.backend_up()
     body = b'{"queues": [{"gpu_id": 0, "queued": 0, "running": 0, "faulted": "it broke"}, '
     body += b'{"gpu_id": 1, "queued": 0, "running": 0}]}'

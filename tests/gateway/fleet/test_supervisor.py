@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.fleet.command import Command
-from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 from gateway.fleet.supervision import Rules
 from gateway.fleet.supervisor import BackendFailedError, Supervisor
 from tests.doubles.wait import alive, until
@@ -22,14 +22,14 @@ RULES = Rules(restart_min=0.01, restart_max=0.05, stop_timeout=0.3)
 
 
 class Stage:
-    """A supervisor, its fleet, and what was heard."""
+    """A supervisor, its member, and what was heard."""
 
     def __init__(self, code: str, rules: Rules = RULES) -> None:
-        self.fleet = Fleet(1)
+        self.member = Member(1)
         self.lines: list[str] = []
         self.restarts = 0
         self.supervisor = Supervisor(
-            Command((sys.executable, "-c", code), {}), os.environ, self.fleet, rules, self.lines.append, self.restarted
+            Command((sys.executable, "-c", code), {}), os.environ, self.member, rules, self.lines.append, self.restarted
         )
 
     def restarted(self) -> None:
@@ -47,25 +47,25 @@ async def running(stage: Stage) -> AsyncIterator[asyncio.Task[None]]:
 async def test_the_backend_is_up_when_it_says_so_and_not_before():
     """The ready line, and only it, makes the backend ready; its name and devices come from there."""
     stage = Stage("print('loading'); " + OBEDIENT)
-    assert not stage.fleet.up
+    assert not stage.member.up
     async with running(stage):
-        await until(lambda: stage.fleet.up)
-        assert (stage.fleet.body, stage.fleet.devices) == ("toy 1", ("cpu",))
+        await until(lambda: stage.member.up)
+        assert (stage.member.body, stage.member.devices) == ("toy 1", ("cpu",))
     assert stage.lines == ["loading"]
-    assert not stage.fleet.up
+    assert not stage.member.up
 
 
 async def test_a_killed_backend_is_started_again_and_clients_are_told_meanwhile():
     """kill -9: down with a reason and a time to wait, one restart, then up with another process."""
     stage = Stage(OBEDIENT)
     reasons: list[str] = []
-    stage.fleet.on_change = lambda: reasons.append(stage.fleet.reason)
+    stage.member.on_change = lambda _: reasons.append(stage.member.reason)
     async with running(stage):
-        await until(lambda: stage.fleet.up)
+        await until(lambda: stage.member.up)
         first = stage.supervisor.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        await until(lambda: stage.fleet.up and stage.supervisor.pid not in (None, first))
+        await until(lambda: stage.member.up and stage.supervisor.pid not in (None, first))
         assert stage.restarts == 1
         assert "ended (signal 9)" in reasons[1]
 
@@ -74,7 +74,7 @@ async def test_a_stubborn_backend_is_killed_after_its_time():
     """Who ignores SIGTERM gets SIGKILL, and run ends."""
     stage = Stage(STUBBORN)
     async with running(stage):
-        await until(lambda: stage.fleet.up)
+        await until(lambda: stage.member.up)
         pid = stage.supervisor.pid
     assert pid is not None
     assert not alive(pid)
@@ -84,7 +84,7 @@ async def test_a_second_stop_does_not_wait():
     """With an hour of patience configured, two stops end a stubborn backend nevertheless."""
     stage = Stage(STUBBORN, Rules(stop_timeout=3600))
     async with running(stage):
-        await until(lambda: stage.fleet.up)
+        await until(lambda: stage.member.up)
         stage.supervisor.stop()
 
 
@@ -100,7 +100,7 @@ async def test_a_program_that_is_not_there_is_told_once():
     """A missing interpreter is not retried for ever."""
     stage = Stage("")
     stage.supervisor = Supervisor(
-        Command(("/no-such-python",), {}), os.environ, stage.fleet, RULES, stage.lines.append, stage.restarted
+        Command(("/no-such-python",), {}), os.environ, stage.member, RULES, stage.lines.append, stage.restarted
     )
     with pytest.raises(BackendFailedError):
         await asyncio.wait_for(stage.supervisor.run(), 30)
@@ -110,7 +110,7 @@ async def test_a_cancelled_supervisor_leaves_no_process():
     """Whatever ends the gateway's tasks also ends the backend."""
     stage = Stage(STUBBORN)
     task = asyncio.get_running_loop().create_task(stage.supervisor.run())
-    await until(lambda: stage.fleet.up)
+    await until(lambda: stage.member.up)
     pid = stage.supervisor.pid
     assert pid is not None
     task.cancel()
@@ -125,7 +125,7 @@ async def test_the_backends_environment_is_ours_and_the_commands():
     code = "import os; print(os.environ['A'], os.environ['B']); raise SystemExit(2)"
     command = Command((sys.executable, "-c", code), {"B": "theirs"})
     stage.supervisor = Supervisor(
-        command, {"A": "ours", "B": "ours"}, stage.fleet, RULES, stage.lines.append, stage.restarted
+        command, {"A": "ours", "B": "ours"}, stage.member, RULES, stage.lines.append, stage.restarted
     )
     with pytest.raises(BackendFailedError):
         await asyncio.wait_for(stage.supervisor.run(), 30)

@@ -78,7 +78,7 @@ async def test_an_orderly_restart_is_no_death(tmp_path: Path):
         await here.submit("a")
         here.comfy.start()
         await until(lambda: here.states() == {"a": "running"})
-        await here.desk.part()
+        await here.desk.part(here.fleet.members)
     async with house(tmp_path, up="boot-2") as here:
         await until(lambda: here.fleet.up)
         assert here.record("a").crashes == 0

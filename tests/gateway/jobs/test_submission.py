@@ -131,7 +131,7 @@ async def test_with_the_backend_away_a_submission_is_refused_or_kept(tmp_path: P
 async def test_a_gpu_that_takes_no_jobs_refuses_its_own(tmp_path: Path):
     """Only submissions for it, with the reason; the history is told as ever."""
     async with house(tmp_path / "a") as here:
-        here.fleet.look_ends(here.fleet.look_begins(), [(0, 0)] * 4, ["", "it broke", "", ""])
+        here.fleet.members[0].look_ends(here.fleet.members[0].look_begins(), [(0, 0)] * 4, ["", "it broke", "", ""])
         got = await here.post("/prompt", {"prompt": {}}, gpu=1)
         assert (got.status, got.error["details"]) == (503, "GPU 1 takes no jobs: it broke.")
         assert here.states() == {}

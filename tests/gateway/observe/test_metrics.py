@@ -18,10 +18,10 @@ def used() -> Metrics:
     """Metrics in which every one has moved."""
     metrics = Metrics(gpus=2, version="9.9.9")
     fleet = Fleet(2)
-    fleet.backend_up("embedded", ["cpu", "cpu"])
+    fleet.members[0].backend_up("embedded", ["cpu", "cpu"])
     fleet.reserve(1)
     metrics.watch_fleet(fleet)
-    metrics.watch_pool(SimpleNamespace(busy=1, idle=2, waiting=3, opened_total=4))
+    metrics.watch_pools([SimpleNamespace(busy=1, idle=2, waiting=3, opened_total=4)])
     metrics.watch_limiter(lambda: 17)
     jobs = SimpleNamespace(
         job_counts=lambda: {"queued": 3}, job_moves=lambda: {"failed": 2}, recovered=8, written=(40, 9, 0.5, 3)

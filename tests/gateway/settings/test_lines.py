@@ -54,6 +54,8 @@ def test_tricky_document() -> None:
         ("array",): 20,
         ("array", "of"): 20,
         ("array", "of", "last"): 21,
+        ("array", "of", "2"): 22,
+        ("array", "of", "2", "last"): 23,
     }
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Backend, Config, Rate
+from gateway.config import SECTIONS, Backend, Config, Rate
 from gateway.settings.live import LIVE, is_live, merge
 
 SETTINGS = [
-    (section.name, field.name) for section in fields(Config) for field in fields(getattr(Config(), section.name))
+    (section, field.name) for section in SECTIONS for field in fields(getattr(Config(), section))
 ]
 
 
