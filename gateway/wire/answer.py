@@ -5,6 +5,7 @@ Pure. Owns their rendering, errors included. Must never know who asked or why.
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from html import escape
 from http import HTTPStatus
 
 from gateway.errors import GatewayError
@@ -51,12 +52,41 @@ def json_answer(status: int, body: bytes, headers: tuple[Pair, ...] = ()) -> Ans
     return Answer(status, ((b"Content-Type", b"application/json; charset=utf-8"), *headers), body)
 
 
-def error_answer(error: GatewayError) -> Answer:
-    """What a client is told about an error; never stored by caches."""
+def error_answer(error: GatewayError, *, page: bool = False) -> Answer:
+    """What a client is told about an error; never stored by caches. ``page``: a person reads it, in a browser."""
     headers: tuple[Pair, ...] = ((b"Cache-Control", b"no-store"), *error.headers)
     if error.retry_after is not None:
-        headers += ((b"Retry-After", b"%d" % max(1, error.retry_after)),)
-    return json_answer(error.kind.status, error.body(), headers)
+        again = b"%d" % max(1, error.retry_after)
+        headers += ((b"Retry-After", again),)
+        if page:
+            # The page comes back by itself when what it asks for may be there.
+            headers += ((b"Refresh", again),)
+    if not page:
+        return json_answer(error.kind.status, error.body(), headers)
+    body = _PAGE.format(
+        status=error.kind.status,
+        reason=reason_of(error.kind.status).decode(),
+        message=escape(error.message),
+        details=escape(error.details),
+    )
+    return Answer(error.kind.status, ((b"Content-Type", b"text/html; charset=utf-8"), *headers), body.encode())
+
+
+def wants_page(method: bytes, pairs: list[Pair]) -> bool:
+    """Whether a request is a browser's that opens a page, and not one of a program or of a page's scripts."""
+    said = {name.lower(): value for name, value in pairs}
+    if method != b"GET" or b"text/html" not in said.get(b"accept", b""):
+        return False
+    return said.get(b"sec-fetch-mode", b"navigate") == b"navigate"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{status} {reason}</title>
+<meta name="viewport" content="width=device-width"><style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 15vh auto; max-width: 36rem; padding: 0 1rem;
+color-scheme: light dark }}
+</style></head><body><h1>{message}</h1><p>{details}</p><p><small>{status} {reason}</small></p></body></html>
+"""
 
 
 def render(answer: Answer, *, connection: bytes, request_id: bytes, with_body: bool) -> bytes:

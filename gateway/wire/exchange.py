@@ -7,7 +7,7 @@ failure is decided here, once. Must never know GPUs, limits or metrics: those wh
 from typing import Final, Protocol
 
 from gateway.errors import BACKEND_BROKE, BODY_TOO_LARGE, GatewayError
-from gateway.wire.answer import Answer, error_answer, render
+from gateway.wire.answer import Answer, error_answer, render, wants_page
 from gateway.wire.backend import BackendConnection
 from gateway.wire.body import Body, Pair, UntilClose, chunk, last_chunk
 from gateway.wire.client import HIGH_WATER, ClientConnection
@@ -136,7 +136,7 @@ class Exchange:
         if self.ended:
             return
         if not self.answered:
-            self.answer(error_answer(error))
+            self.answer(error_answer(error, page=wants_page(self.head.method, self.head.fields.pairs)))
             return
         client = self.client
         self._drop_backend()

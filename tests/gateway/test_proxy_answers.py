@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.doubles.http_backend import Peer
-from tests.doubles.http_client import request
+from tests.doubles.http_client import RawClient, request
 from tests.doubles.http_stack import blocked, rss, splits, stack
 from tests.doubles.wait import until
 
@@ -240,6 +240,18 @@ async def test_an_ambiguous_answer_is_502(told):
         assert (got.status, got.error["type"]) == (502, "backend_broke")
         assert len(made.backend.seen) == 1
         assert made.proxy.pools[0].idle == 0
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 20_000), (1, 60_000), (100, 500)])
+async def test_large_answer_heads_pass(count, size):
+    """Long cookies and policies: as much as a request may have."""
+    told = b"HTTP/1.1 200 OK\r\n" + b"Set-Cookie: %b\r\n" % (b"a" * size) * count + b"Content-Length: 2\r\n\r\nok"
+    async with stack(saying(told)) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port(0), limit=1 << 20)
+        got = await RawClient(reader, writer).get("/")
+        assert (got.status, got.body, got.all("set-cookie")) == (200, b"ok", [b"a" * size] * count)
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_bytes_behind_an_answer_poison_nothing():

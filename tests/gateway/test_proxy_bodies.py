@@ -252,31 +252,43 @@ async def test_a_client_that_does_not_wait_for_100():
         assert (await client.get("/")).status == 200
 
 
-async def test_an_early_final_answer_reaches_the_client():
-    """The backend refuses in the middle of an upload and resets: the client still gets that refusal."""
+@pytest.mark.parametrize("status", ["413 Too Large", "417 Expectation Failed", "401 Unauthorized", "200 OK"])
+@pytest.mark.parametrize("framing", ["Content-Length: 50000000", CHUNKED])
+@pytest.mark.parametrize("end", ["close", "reset when read", "stay"])
+async def test_an_early_final_answer_reaches_the_client(status, framing, end):
+    """The backend answers in the middle of an upload, then closes or goes on: the client gets that answer."""
+    over = asyncio.Event()
 
     async def script(peer: Peer) -> None:
         await peer.head()
         await peer.reader.readexactly(1000)
-        await peer.reply(b"too much", status="413 Too Large")
-        peer.close()
+        await peer.reply(b"no more", status=status)
+        if end == "close":
+            peer.close()
+        elif end == "stay":
+            await over.wait()
+        else:
+            # What has come and was not read makes this close a reset.
+            peer.writer.transport.abort()
 
-    for _ in range(5):
-        async with stack(script) as made, made.client() as client:
-            await client.send(request("/", "Content-Length: 50000000", method="POST"))
+    async with stack(script) as made, made.client() as client:
+        await client.send(request("/", framing, method="POST"))
 
-            async def upload() -> None:
-                try:
-                    for _ in range(500):
-                        await client.send(bytes(100_000))
-                except OSError:
-                    return
+        async def upload() -> None:
+            piece = bytes(100_000)
+            try:
+                for _ in range(500):
+                    await client.send(b"186a0\r\n%b\r\n" % piece if framing == CHUNKED else piece)
+            except OSError:
+                return
 
-            task = asyncio.get_running_loop().create_task(upload())
-            got = await client.answer()
-            assert (got.status, got.body, got.complete) == (413, b"too much", True)
-            task.cancel()
-            await asyncio.wait([task])
+        task = asyncio.get_running_loop().create_task(upload())
+        got = await client.answer()
+        assert (got.status, got.body, got.complete) == (int(status[:3]), b"no more", True)
+        assert got.all("connection") == [b"close"]
+        over.set()
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def test_a_small_refused_body_is_swallowed_and_the_connection_kept():

@@ -101,6 +101,22 @@ async def test_a_client_that_leaves_cancels_its_request(how):
         assert made.proxy.pools[0].idle == 0
 
 
+async def test_a_client_that_closes_its_sending_side_has_left():
+    """Most that do will read no answer, so the backend's work ends (nginx sees it so, too)."""
+    left = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+        left.set()
+
+    async with stack(script) as made, made.client() as client:
+        await waiting(made, client, request("/object_info"))
+        client.writer.write_eof()
+        await until(left.is_set)
+        assert await client.closed()
+
+
 async def test_a_client_that_leaves_while_the_answer_flows():
     """The stream from the backend is cut, too."""
 
@@ -398,6 +414,26 @@ async def test_a_unix_socket_can_be_the_backend(tmp_path):
     server = await asyncio.start_unix_server(serve, path)
     async with stack(url=f"unix:{path}") as made, made.client() as client:
         assert (await client.get("/")).body == b"unix"
+    await over.wait()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_the_backend_can_have_an_address_of_the_sixth_protocol():
+    """``http://[::1]:8188`` is a backend's address, too."""
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nsix")
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        over.set()
+
+    server = await asyncio.start_server(serve, "::1", 0)
+    async with stack(url=f"http://[::1]:{server.sockets[0].getsockname()[1]}") as made, made.client() as client:
+        assert (await client.get("/")).body == b"six"
     await over.wait()
     server.close()
     await server.wait_closed()

@@ -9,6 +9,7 @@ from gateway.config import Rate
 from gateway.errors import NOT_FOUND, GatewayError
 from gateway.request import Kind, Request
 from gateway.wire.answer import Answer
+from tests.doubles.bridges import echo_bytes, opened
 from tests.doubles.http_backend import Peer
 from tests.doubles.http_client import request
 from tests.doubles.http_stack import Stack, stack
@@ -272,3 +273,67 @@ async def test_the_access_log_can_be_off(caplog, wanted):
         async with stack(log={"access": wanted}) as made, made.client() as client:
             await client.get("/")
     assert bool(caplog.records) == wanted
+
+
+async def test_a_client_cannot_choose_the_bucket_it_is_counted_in():
+    """Inventing an address for each request changes nothing; behind a trusted proxy each address has its own."""
+
+    async def statuses(made: Stack) -> list[int]:
+        async with made.client() as client:
+            return [(await client.get("/queue", f"X-Forwarded-For: 6.6.6.{number}")).status for number in range(4)]
+
+    rate = {"read": Rate(0.001, 1)}
+    async with stack(rate=rate) as made:
+        assert await statuses(made) == [200, 200, 429, 429]
+    async with stack(rate=rate, forwarded={"trusted_proxies": ("127.0.0.1/32",)}) as made:
+        assert await statuses(made) == [200] * 4
+
+
+async def test_the_number_of_metrics_does_not_grow_with_what_clients_send():
+    """Paths, methods, ids and statuses that nobody has seen before make no new series."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            seen = await peer.request()
+            await peer.reply(status=f"{600 + int(seen.target.split(b'/')[1]) % 300} Odd")
+
+    async with stack(script) as made, made.client() as client:
+        for number in range(3):
+            await client.get(f"/{number}/x", method="BREW")
+        before = made.metrics.text().count(b"\n")
+        for number in range(300):
+            await client.get(f"/{number}/x", f"X-Request-ID: id{number}", method="BREW" + "X" * (number % 20))
+        assert made.metrics.text().count(b"\n") == before
+
+
+async def test_a_bridge_is_in_the_access_log_when_it_opens_and_when_it_ends(caplog):
+    """Two lines with one id: the second says what has passed."""
+    with caplog.at_level(logging.INFO, "gateway.access"):
+        async with stack(echo_bytes) as made, made.client(1) as client:
+            await opened(client, "/ws?clientId=me", "X-Request-ID: mine")
+            await client.send(b"hello")
+            assert await client.reader.readexactly(5) == b"hello"
+            client.close()
+            await until(lambda: not made.proxy.bridges.open)
+    lines = [line for record in caplog.records for line in record.getMessage().split("\n")]
+    assert [" 101 in=0 out=0 " in lines[0], " 101 in=5 out=5 " in lines[1]] == [True, True]
+    assert all("id=mine" in line and "gpu=1" in line for line in lines)
+    assert lines[1].endswith("bridge closed")
+
+
+async def test_own_routes_are_answered_while_all_connections_are_taken():
+    """What the gateway knows itself needs no backend."""
+
+    async def health(request: Request) -> Answer:
+        return Answer(200, (), b"fine")
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    limits = {"pool_connections": 1}
+    async with stack(script, own_routes={b"/health": health}, limits=limits) as made, made.client() as hung:
+        await hung.send(request("/object_info"))
+        await until(lambda: made.proxy.pool.busy == 1)
+        async with made.client(None) as client:
+            assert (await client.get("/health")).body == b"fine"

@@ -62,14 +62,28 @@ async def test_trailers_cannot_bring_the_gpu_in():
         assert made.backend.trailers == [b"X-Sum: 7\r\n"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8181", "comfy.example", "[::1]:8183", "LOCALHOST:8181"])
-async def test_host_is_verbatim(host):
-    """ComfyUI compares Host and Origin, so neither may change."""
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("127.0.0.1:8181", "http://127.0.0.1:8181"),
+        ("127.0.0.1:8188", "http://192.168.1.5:8181"),
+        ("127.0.0.1", "http://127.0.0.1:8181"),
+        ("localhost:8181", "http://127.0.0.1:8181"),
+        ("comfy.example", "https://comfy.example"),
+        ("comfy.example", "http://evil.example"),
+        ("127.0.0.1:8181", "null"),
+        ("[::1]:8183", "http://[::1]:8183"),
+        ("LOCALHOST:8181", "HTTP://LOCALHOST:8181"),
+    ],
+)
+async def test_host_is_verbatim(host, origin):
+    """ComfyUI compares Host and Origin, so neither may change, in requests as in handshakes."""
     async with stack() as made, made.client() as client:
-        await client.send(request("/", f"Origin: http://{host}", host=host))
-        await client.answer()
-        assert made.backend.seen[0].all("host") == [host.encode()]
-        assert made.backend.seen[0].all("origin") == [f"http://{host}".encode()]
+        for lines in ((), ("Connection: Upgrade", "Upgrade: websocket")):
+            await client.send(request("/ws", f"Origin: {origin}", *lines, host=host))
+            await client.answer()
+            seen = made.backend.seen[-1]
+            assert (seen.all("host"), seen.all("origin")) == ([host.encode()], [origin.encode()])
 
 
 SPOOFED = [

@@ -56,6 +56,8 @@ BAD = {
     "lower case method": (b"get / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     "no version": (b"GET /\r\n\r\n", 400),
     "http2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "proxy protocol 1": (b"PROXY TCP4 6.6.6.6 7.7.7.7 1 2\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    "proxy protocol 2": (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12), 400),
     "http 1.2": (b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
     **{
         f"target {target!r}": (b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target, 400)
@@ -154,6 +156,8 @@ async def test_errors_have_comfyuis_shape_and_are_never_stored():
         assert got.status == 413
         assert got.error["extra_info"] == {"limit": 1000}
         assert "1000" in got.error["message"]
+        assert "[limits] body" in got.error["details"]
+        assert "--max-upload-size" in got.error["details"]
         assert got.all("cache-control") == [b"no-store"]
         assert len(got.all("x-request-id")) == 1
 
@@ -226,3 +230,13 @@ async def test_a_backend_that_is_down_is_503_at_once():
         assert (got.status, got.error["type"]) == (503, "backend_unavailable")
         assert got.all("retry-after") == [b"1"]
         assert (await client.get("/prompt", method="POST", body=b"{}")).status == 503
+
+
+async def test_a_browser_that_opens_a_page_gets_a_page():
+    """While the backend starts, a person reads a sentence and waits; scripts and programs get JSON."""
+    async with stack(up=False) as made, made.client() as client:
+        got = await client.get("/", "Accept: text/html,*/*;q=0.8", "Sec-Fetch-Mode: navigate")
+        assert (got.status, got.all("content-type")) == (503, [b"text/html; charset=utf-8"])
+        assert (got.all("refresh"), got.all("retry-after"), got.all("cache-control")) == ([b"7"], [b"7"], [b"no-store"])
+        assert b"it is starting" in got.body
+        assert (await client.get("/", "Accept: */*")).error["type"] == "backend_unavailable"

@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 
+from gateway.config import Config
 from tests.doubles.bridges import SWITCH, UPGRADE, echo_bytes, opened
 from tests.doubles.http_backend import Peer
 from tests.doubles.http_client import request
@@ -125,3 +126,13 @@ async def test_leaving_during_a_handshake_frees_the_id():
         go.set()
         await opened(second, "/ws?clientId=me")
         assert not made.proxy.bridges._claims[("0", "me")][0].waiting
+
+
+async def test_fifty_tabs_come_back_at_once():
+    """After a restart of the backend every page asks again at the same moment: none is refused."""
+    config = Config()
+    async with stack(echo_bytes, rate={"events": config.rate.events}) as made, contextlib.AsyncExitStack() as many:
+        clients = [await many.enter_async_context(made.client()) for _ in range(55)]
+        for number, client in enumerate(clients):
+            await client.send(request(f"/ws?clientId={number}", *UPGRADE))
+        assert [(await client.head()).status for client in clients] == [101] * 55
