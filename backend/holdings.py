@@ -50,6 +50,8 @@ class Holdings:
         """The models the lane has loaded now, as the body knows them."""
         self.forget: Callable[[], None] = lambda: None
         """Lets the lane drop its models and kept outputs once its job has ended."""
+        self.kept: list[object] = []
+        """What stays in host memory because it was loaded ahead of any job; until ``released``."""
         self._lock = threading.Lock()
         self._preloads = 0
 
@@ -57,6 +59,10 @@ class Holdings:
         """So many models were loaded ahead of any job."""
         with self._lock:
             self._preloads += models
+
+    def released(self) -> None:
+        """The lane was told to free memory."""
+        self.kept.clear()
 
     def now(self) -> Weights:
         """One look."""

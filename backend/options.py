@@ -37,6 +37,8 @@ class Options:
     share_weights: str = "on"
     """One of ``share.MODES``."""
     warmup: Path | None = None
+    warmup_models: tuple[str, ...] = ()
+    """Folder type and name of models that every lane loads before it is ready: ``checkpoints/x.safetensors``."""
     exit_with_parent: bool = False
     gateway_lock: Path | None = None
     """A file that is locked while a gateway is there to serve."""
@@ -83,6 +85,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         threads=args.threads,
         share_weights=args.share_weights or _share_weights(parser, env),
         warmup=args.warmup,
+        warmup_models=tuple(args.warmup_model),
         exit_with_parent=args.exit_with_parent,
         gateway_lock=args.gateway_lock,
         orphan=args.orphan,
@@ -132,6 +135,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--share-weights", choices=share.MODES, default=None,
         help="one host copy of the weights for all lanes (default COMFY_SHARE_WEIGHTS, else on)")
     add("--warmup", type=Path, default=None, metavar="FILE", help="API-format workflow each lane runs before ready")
+    add("--warmup-model", action="append", default=[], metavar="FOLDER/NAME", help="model each lane loads before ready")
     add("--exit-with-parent", action="store_true", help="stop when the process that started this one is gone")
     add("--gateway-lock", type=Path, metavar="FILE", help="stop when nobody holds a lock on FILE for --orphan seconds")
     add("--orphan", type=float, default=60.0, metavar="SECONDS", help="see --gateway-lock (default 60)")

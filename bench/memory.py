@@ -3,7 +3,8 @@
 usage: COMFYUI_DIR=/path/to/ComfyUI [COMFYUI_PYTHON=…] python -m bench.memory [--dtype fp32] [--lanes 4] [--models DIR]
 
 Starts the backend on virtual CPU lanes four times (store on and off, one lane and several), runs the same pictures
-on every lane and prints what the kernel says of the process: anonymous, file-mapped and peak resident memory.
+on every lane and prints what the kernel says of the process: anonymous, file-mapped, shared (weights that were
+converted) and peak resident memory, their ratio to one lane, growth, and how long the second lane's load took.
 Pictures are compared byte by byte over lanes and runs. Needs no GPU; about 8 GB of free memory for fp32.
 """
 
@@ -37,22 +38,19 @@ class Memory:
 
     anonymous: int
     mapped: int
+    shared: int
+    """Pages of memory files: weights that the store converted, or read from files that cannot be mapped."""
     peak: int
 
     @property
     def resident(self) -> int:
-        return self.anonymous + self.mapped
+        return self.anonymous + self.mapped + self.shared
 
     @classmethod
     def of(cls, pid: int) -> "Memory":
-        sizes = _sizes(Path(f"/proc/{pid}/smaps_rollup"))
-        peak = _sizes(Path(f"/proc/{pid}/status"))["VmHWM"]
-        return cls(sizes["Anonymous"], sizes["Rss"] - sizes["Anonymous"], peak)
-
-
-def _sizes(file: Path) -> dict[str, int]:
-    found = re.findall(r"^(\w+):\s+(\d+) kB", file.read_text(), re.MULTILINE)
-    return {name: int(value) * 1024 for name, value in found}
+        found = re.findall(r"^(\w+):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        sizes = {name: int(value) * 1024 for name, value in found}
+        return cls(sizes["RssAnon"], sizes["RssFile"], sizes["RssShmem"], sizes["VmHWM"])
 
 
 @dataclass
@@ -176,8 +174,8 @@ def measure(comfy: stack.Comfy, folder: Path, models: Path, lanes: int, store: b
 
 def report(runs: list[Run]) -> list[str]:
     """The table, and the figures that follow from it."""
-    lines = ["| store | lanes | resident MiB | anonymous | file-mapped | peak | ten more jobs | loader s by lane |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = ["| store | lanes | resident MiB | anonymous | file-mapped | shared | peak | ten more | loader s by lane |",
+             "|---|---|---|---|---|---|---|---|---|"]
     lines += [_row(run) for run in runs]
     for store in (True, False):
         one, many = (run for run in runs if run.store is store)
@@ -198,7 +196,7 @@ def _row(run: Run) -> str:
     grown = later.resident / now.resident - 1 if later else 0.0
     seconds = ", ".join(f"{value:.2f}" for value in run.load_seconds)
     return (f"| {'on' if run.store else 'off'} | {run.lanes} | {now.resident / MIB:.0f} | {now.anonymous / MIB:.0f} | "
-            f"{now.mapped / MIB:.0f} | {now.peak / MIB:.0f} | {grown:+.1%} | {seconds} |")
+            f"{now.mapped / MIB:.0f} | {now.shared / MIB:.0f} | {now.peak / MIB:.0f} | {grown:+.1%} | {seconds} |")
 
 
 def _loaded(run: Run) -> Memory:

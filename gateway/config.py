@@ -84,6 +84,8 @@ class Backend:
     """One host copy of ComfyUI's weights for all lanes; strict maps it read-only (a writer crashes), off: one each."""
     warmup_workflow: Text = ""
     """API-format workflow file that each lane runs before it is ready; empty: allocator warm-up only."""
+    warmup_models: tuple[Text, ...] = ()
+    """Models that each lane loads before it is ready, by folder and name: checkpoints/x.safetensors."""
     restart_min: Seconds = 1.0
     """Seconds before the first restart of a backend that died; doubled each time, forgotten after a minute of life."""
     restart_max: Seconds = 30.0

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from backend.embedded.worker import Worker
 from backend.lanes import Lane
 from backend.metrics import Metrics
 from backend.options import Options
+from backend.preload import BadPreload, of_words
 
 log = logging.getLogger("backend.embedded.engine")
 
@@ -56,6 +57,18 @@ class Engine:
             await ready.wait()
             if worker.refused is not None:
                 raise CannotStart(worker.refused)
+        if self.options.warmup_models:
+            await self._load(self.options.warmup_models)
+
+    async def _load(self, words: Sequence[str]) -> None:
+        try:
+            names = [model.name for model in of_words(words, len(self.lanes)).models]
+        except BadPreload as error:
+            raise CannotStart(f"--warmup-model: {error} {error.hint}") from error
+        waiting = [self.jobs.preload(lane.index, names) for lane in self.lanes]
+        for found in await asyncio.gather(*(asyncio.wrap_future(each) for each in waiting)):
+            if found.error is not None:
+                raise CannotStart(f"--warmup-model: lane {found.gpu}: {found.error}")
 
     def stop(self, timeout: float) -> bool:
         """Stop what runs and end the workers; whether all ended within ``timeout`` seconds each."""

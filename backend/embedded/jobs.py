@@ -10,11 +10,14 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from backend.embedded.node import Prompt
-from backend.lanes import Lane, Outcome
+from backend.lanes import Lane
+from backend.lanes import Outcome as Ending
+from backend.preload import Loaded, Outcome
 
 MAX_HISTORY: Final = 10_000
 SECRETS: Final = ("auth_token_comfy_org", "api_key_comfy_org")
@@ -56,7 +59,16 @@ class Free:
 
 
 @dataclass
+class Ahead:
+    """What ``POST /preload`` asked a lane to load."""
+
+    models: list[str]
+    done: Outcome = field(default_factory=Future)
+
+
+@dataclass
 class _LaneJobs:
+    ahead: list[Ahead] = field(default_factory=list)
     waiting: list[tuple[float, int, Job]] = field(default_factory=list)
     running: Job | None = None
     free: Free | None = None
@@ -91,22 +103,35 @@ class Jobs:
             self._work[job.lane].notify()
         self.on_change("accepted", [job])
 
-    def take(self, lane: int) -> Job | Free | None:
+    def preload(self, lane: int, models: list[str]) -> Outcome:
+        """Let the lane's worker load these before its next job."""
+        made = Ahead(models)
+        with self._lock:
+            if self._closed:
+                made.done.set_result(Loaded(lane, error="The backend stops."))
+            else:
+                self._lanes[lane].ahead.append(made)
+                self._work[lane].notify()
+        return made.done
+
+    def take(self, lane: int) -> Job | Free | Ahead | None:
         """Wait for the lane's next work; ``None`` once ``close`` was called. For the lane's worker alone."""
         mine = self._lanes[lane]
         with self._lock:
-            self._work[lane].wait_for(lambda: self._closed or mine.free or mine.waiting)
+            self._work[lane].wait_for(lambda: self._closed or mine.free or mine.ahead or mine.waiting)
             if self._closed:
                 return None
             if mine.free:
                 free, mine.free = mine.free, None
                 return free
+            if mine.ahead:
+                return mine.ahead.pop(0)
             job = mine.running = heapq.heappop(mine.waiting)[2]
             self._stats[lane].started(job.prompt_id, time.monotonic())
         self.on_change("started", [job])
         return job
 
-    def finish(self, job: Job, outcome: Outcome, record: dict[str, Any]) -> None:
+    def finish(self, job: Job, outcome: Ending, record: dict[str, Any]) -> None:
         """The job's end: it leaves the lane and enters the history in one step."""
         with self._lock:
             self._history.pop(job.prompt_id, None)
@@ -128,6 +153,9 @@ class Jobs:
             for condition, mine in zip(self._work, self._lanes, strict=True):
                 if mine.running:
                     mine.running.stop.set()
+                for ahead in mine.ahead:
+                    ahead.done.set_result(Loaded(self._lanes.index(mine), error="The backend stops."))
+                mine.ahead.clear()
                 condition.notify_all()
 
     def view(self, lane: int | None) -> tuple[list[Job], list[Job]]:

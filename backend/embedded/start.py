@@ -15,6 +15,7 @@ from backend.contract import EXIT_DEVICE_FAULT, EXIT_OK, EXIT_USAGE, Ready
 from backend.embedded.api_files import FileRoutes
 from backend.embedded.api_info import MAX_UPLOAD, InfoRoutes
 from backend.embedded.api_jobs import JobRoutes
+from backend.embedded.api_preload import PreloadRoutes
 from backend.embedded.engine import CannotStart, Engine, build
 from backend.embedded.http import middleware
 from backend.faults import before_leaving
@@ -108,7 +109,8 @@ async def _warm(engine: Engine, ended: asyncio.Future[int]) -> bool:
 def application(engine: Engine) -> web.Application:
     """All routes, each also under ``/api``."""
     app = web.Application(client_max_size=MAX_UPLOAD, middlewares=[middleware(len(engine.lanes))])
-    routes = [*JobRoutes(engine).routes(), *FileRoutes(engine.files).routes(), *InfoRoutes(engine).routes()]
+    routes = [*JobRoutes(engine).routes(), *FileRoutes(engine.files).routes(), *InfoRoutes(engine).routes(),
+              *PreloadRoutes(engine).routes()]
     app.add_routes(routes)
     app.add_routes([web.route(each.method, f"/api{each.path}", each.handler) for each in routes])
     return app

@@ -13,12 +13,13 @@ import torch
 
 from backend import context
 from backend.embedded.executor import Attempt, Events, Executor, Failure
-from backend.embedded.jobs import Free, Job, Jobs
+from backend.embedded.jobs import Ahead, Free, Job, Jobs
 from backend.embedded.store import ModelStore
 from backend.faults import device_broken, worker_ended
 from backend.holdings import Weights
 from backend.lanes import Failure as Kind
 from backend.lanes import Lane, OomLadder, Outcome, Step, classify
+from backend.preload import Loaded
 
 log = logging.getLogger("backend.embedded.worker")
 
@@ -106,9 +107,12 @@ class Worker:
             if self.lane.stats.report_due(time.monotonic()):
                 log.info("%s", self.lane.line())
 
-    def _do(self, work: Job | Free) -> Step | None:
+    def _do(self, work: Job | Free | Ahead) -> Step | None:
         if isinstance(work, Free):
             self._free(work)
+            return None
+        if isinstance(work, Ahead):
+            self._preload(work)
             return None
         with context.in_job(work.prompt_id):
             return self._job(work)
@@ -117,6 +121,17 @@ class Worker:
         if work.outputs:
             self._executor.forget()
         self._models.unload()
+
+    def _preload(self, work: Ahead) -> None:
+        began, loaded, error = time.monotonic(), 0, None
+        try:
+            for name in work.models:
+                self._models.get(name)
+                loaded += 1
+        except Exception as failure:  # noqa: BLE001 (it is the answer to whoever asked)
+            error = f"{type(failure).__name__}: {failure}"
+        self.lane.weights.preloaded(loaded)
+        work.done.set_result(Loaded(self.lane.index, loaded, time.monotonic() - began, error))
 
     def _job(self, job: Job) -> Step | None:
         """Run the job to its end; the step the ladder took last, if it failed."""

@@ -165,6 +165,8 @@ async def _announce(state: State, line: Ready, options: Options) -> None:
         await asyncio.to_thread(event.wait)
     if options.warmup is not None:
         await warmup.run(line.url, options.warmup, len(state.lanes))
+    if options.warmup_models:
+        await warmup.load(line.url, options.warmup_models, len(state.lanes))
     # Each lane's worker collects every few seconds, and all lanes stand still meanwhile: what is here at the start is
     # here to stay, and need not be looked through each time.
     gc.collect()

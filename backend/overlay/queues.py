@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backend.context import work_on
 from backend.holdings import Weights
 from backend.lanes import Lane
+from backend.overlay.ahead import Aheads, reason
 from backend.overlay.history import History, outcome_of, showable
 from backend.overlay.interrupts import Interrupts
 
@@ -56,6 +57,7 @@ class Shared:
         self.mutex = threading.RLock()
         self.history = History()
         self.interrupts = interrupts
+        self.ahead = Aheads()
         self.next_item = 0
 
 
@@ -95,7 +97,8 @@ class LaneQueue(_PromptQueue):
         self.shared.next_item = max(value, self.shared.next_item)
 
     def put(self, item: Item) -> None:
-        self.lane.stats.accepted(str(item[ID]), time.monotonic())
+        if item[ID] not in self.shared.ahead:
+            self.lane.stats.accepted(str(item[ID]), time.monotonic())
         super().put(item)
 
     def get(self, timeout: float | None = None) -> tuple[Item, int] | None:
@@ -109,7 +112,10 @@ class LaneQueue(_PromptQueue):
             if found is not None:
                 prompt_id = str(found[0][ID])
                 self.shared.interrupts.begin(self.lane.index, prompt_id)
-                self.lane.stats.started(prompt_id, time.monotonic())
+                if prompt_id in self.shared.ahead:
+                    self.shared.ahead.begin(prompt_id)
+                else:
+                    self.lane.stats.started(prompt_id, time.monotonic())
                 work_on(prompt_id)
         if found is not None:
             self._before = self.lane.weights.now()
@@ -125,9 +131,22 @@ class LaneQueue(_PromptQueue):
             prompt_id = str(self.currently_running[item_id][ID])
             super().task_done(item_id, result, status, **kwargs)
             self.shared.interrupts.end(self.lane.index)
+        if prompt_id in self.shared.ahead:
+            self._preloaded(prompt_id, reason(status))
+            return
         self.lane.stats.finished(prompt_id, outcome_of(status), now)
         if self.lane.stats.report_due(now):
             self.on_line(self.lane.line())
+
+    def _preloaded(self, prompt_id: str, error: str | None) -> None:
+        with self.mutex:
+            self.history.pop(prompt_id, None)
+        self.lane.weights.preloaded(self.shared.ahead.end(prompt_id, self.lane.index, error))
+
+    def set_flag(self, name: str, data: Any) -> None:
+        if data and name in {"unload_models", "free_memory"}:
+            self.lane.weights.released()
+        super().set_flag(name, data)
 
     def wipe_queue(self) -> None:
         with self._dropping():
@@ -171,7 +190,9 @@ class LaneQueue(_PromptQueue):
                 if self._depth == 0:
                     kept = {id(item) for item in self.queue}
                     for item in before:
-                        if id(item) not in kept:
+                        if id(item) not in kept and item[ID] in self.shared.ahead:
+                            self._preloaded(item[ID], "It was taken out of the queue.")
+                        elif id(item) not in kept:
                             self.lane.stats.finished(str(item[ID]), "deleted", time.monotonic())
 
 

@@ -13,9 +13,10 @@ from aiohttp import web
 
 from backend import metrics
 from backend.context import in_lane
-from backend.contract import GPU_HEADER, RETRY_AFTER, BadGpuHeader, parse_gpu, queue_line
-from backend.faults import Fault
+from backend.contract import GPU_HEADER, BadGpuHeader, parse_gpu, queue_line
 from backend.lanes import Lane
+from backend.overlay import preloading
+from backend.overlay.refusals import refusal, unavailable
 from backend.overlay.state import State
 from backend.verdict import describe
 
@@ -29,20 +30,6 @@ def path_of(request: web.Request) -> str:
     """The request's path without the ``/api`` that every route also answers under."""
     path = request.path
     return path.removeprefix("/api") if path.startswith("/api/") else path
-
-
-def refusal(message: str) -> web.Response:
-    """400 in the shape of ComfyUI's own errors."""
-    error = {"type": "invalid_gpu", "message": message, "details": "", "extra_info": {}}
-    return web.json_response({"error": error, "node_errors": {}}, status=400)
-
-
-def unavailable(lane: Lane, fault: Fault) -> web.Response:
-    """503 in the same shape: the lane takes no jobs any more."""
-    message = f"GPU {lane.index} takes no jobs: {fault.reason}."
-    error = {"type": "gpu_unavailable", "message": message, "details": "The backend starts again.", "extra_info": {}}
-    body = {"error": error, "node_errors": {}}
-    return web.json_response(body, status=503, headers={"Retry-After": str(RETRY_AFTER)})
 
 
 def middleware(state: State) -> Any:
@@ -165,6 +152,10 @@ def install(state: State, server: Any) -> None:
         ], "issuing": describe(state.lanes)})
 
     server.routes.get("/debug/events")(state.observers.serve)
+
+    @server.routes.post("/preload")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
+    async def _preload(request: web.Request) -> web.Response:
+        return await preloading.handle(state, request)
 
     @server.routes.get("/metrics")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _metrics(request: web.Request) -> web.Response:

@@ -7,12 +7,14 @@ import asyncio
 import json
 import logging
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
 from backend.contract import GPU_HEADER
+from backend.preload import BadPreload, of_words
 
 log = logging.getLogger("backend.overlay.warmup")
 
@@ -31,6 +33,29 @@ async def run(url: str, file: Path, gpus: int) -> None:
         return
     async with aiohttp.ClientSession(url) as session:
         await asyncio.gather(*(_one(session, workflow, gpu) for gpu in range(gpus)))
+
+
+async def load(url: str, models: Sequence[str], gpus: int) -> None:
+    """Load these on every lane, through the front door as well; a failure is logged, not fatal."""
+    try:
+        wanted = of_words(models, gpus)
+    except BadPreload as error:
+        log.error("the models to warm up with: %s %s", error, error.hint)  # noqa: TRY400 (the line says it all)
+        return
+    body = {"models": [{"type": model.folder, "name": model.name} for model in wanted.models]}
+    try:
+        async with (
+            aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=LIMIT)) as session,
+            session.post("/preload", json=body) as response,
+        ):
+            said = await response.text()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        log.warning("the models to warm up with were not loaded: %s", error or type(error).__name__)
+        return
+    if response.status == 200:
+        log.info("warm-up: %s on %d lanes", ", ".join(models), gpus)
+    else:
+        log.warning("the models to warm up with are refused: %s", said)
 
 
 async def _one(session: aiohttp.ClientSession, workflow: Any, gpu: int) -> None:

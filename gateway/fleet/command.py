@@ -64,6 +64,8 @@ def backend_command(
     argv += ["--data", str(Path(backend.data).absolute())]
     if backend.warmup_workflow:
         argv += ["--warmup", str(Path(backend.warmup_workflow).absolute())]
+    for name in backend.warmup_models:
+        argv += ["--warmup-model", name]
     argv += ["--gateway-lock", str(lock), "--orphan", f"{orphan:g}"] if lock is not None else ["--exit-with-parent"]
     if backend.args:
         argv += ["--", *backend.args]

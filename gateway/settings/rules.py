@@ -116,7 +116,10 @@ def _where(config: Config, path: Path, start: Path, backend: Backend) -> Iterato
             )
 
 
-_STARTED_WITH = ("comfyui", "python", "args", "devices", "serialize", "allow_unknown", "threads", "warmup_workflow")
+_STARTED_WITH = (
+    *("comfyui", "python", "args", "devices", "serialize", "allow_unknown", "threads"),
+    *("warmup_workflow", "warmup_models"),
+)
 
 
 def _backend_left_alone(config: Config) -> Iterator[Finding]:

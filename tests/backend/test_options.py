@@ -18,13 +18,15 @@ def test_everything():
     found = parse(
         ["--host", "::1", "--port", "0", "--gpus", "2", "--devices", "cuda:1, 1", "--comfyui", "/c", "--data", "/d",
          "--serialize", "a,b", "--allow-unknown", "--warmup", "w.json", "--exit-with-parent", "--testing-nodes",
-         "--issue-lock", "off", "--threads", "3", "--share-weights", "strict", "--", "--lowvram", "--", "x"],
+         "--issue-lock", "off", "--threads", "3", "--share-weights", "strict",
+         "--warmup-model", "vae/a", "--warmup-model", "checkpoints/b c", "--", "--lowvram", "--", "x"],
         {},
     )  # fmt: skip
     assert found == Options(
         host="::1", port=0, gpus=2, devices=("cuda:1", "cuda:1"), comfyui=Path("/c"), data=Path("/d"),
         serialize=("a", "b"), allow_unknown=True, warmup=Path("w.json"), exit_with_parent=True, testing=True,
         issue_lock="off", threads=3, share_weights="strict",
+        warmup_models=("vae/a", "checkpoints/b c"),
         comfyui_args=("--lowvram", "--", "x"),
     )  # fmt: skip
 

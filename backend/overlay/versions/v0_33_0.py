@@ -33,6 +33,7 @@ VERSION = Version(
         "comfy.model_management:is_oom",
         "execution:PromptQueue.interrupt_if_running",
     ),
+    item_rest=lambda: ({},),
     public=lambda item: list(item[:5]),
     done_extra=lambda: {"process_item": without_secrets},
     close=_close,

@@ -20,6 +20,7 @@ VERSION = Version(
         "pending_subgraph_results", "pending_async_nodes", "ui_outputs",
     ),
     expects=("comfy_execution.jobs:get_job", "comfy_execution.jobs:get_all_jobs"),
+    item_rest=lambda: ({},),
     public=lambda item: list(item[:5]),
     done_extra=lambda: {"process_item": without_secrets},
 )

@@ -33,6 +33,8 @@ class Version:
     """Names (``module:path``) that only this version has and the overlay relies on."""
     public: Callable[[tuple[Any, ...]], Any] = list
     """A queue item as clients may see it."""
+    item_rest: Callable[[], tuple[Any, ...]] = tuple
+    """What a queue item has behind its first five fields."""
     done_extra: Callable[[], dict[str, Any]] = dict
     """What ``task_done`` is given beyond the status."""
     close: Callable[[Any], None] = lambda main: None

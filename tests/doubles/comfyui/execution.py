@@ -5,6 +5,7 @@ import heapq
 import threading
 import traceback
 from enum import Enum
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import comfy.model_management
@@ -84,6 +85,7 @@ class PromptExecutor:
         add_progress_handler(WebUIProgressHandler(self.server))
         self.add_message("execution_cached", {"nodes": [], "prompt_id": prompt_id}, broadcast=False)
         values, done = {}, set()
+        self.caches = SimpleNamespace(outputs=SimpleNamespace(cache=values))
         for node_id in prompt:
             _, _, error = await execute(
                 self.server, dynprompt, values, node_id, extra_data, done, prompt_id, None, {}, {}
@@ -97,6 +99,13 @@ class PromptExecutor:
             self.add_message("execution_success", {"prompt_id": prompt_id}, broadcast=False)
         self.history_result = {"outputs": {node: {"value": [value]} for node, value in values.items()}}
         self.server.last_node_id = None
+
+
+async def validate_inputs(prompt_id, prompt, item, validated):
+    name = prompt[item]["inputs"].get("ckpt_name", "one")
+    problem = {"type": "value_not_in_list", "message": "Value not in list", "details": f"ckpt_name: {name!r}"}
+    known = name in ("one", "two", "bad", "huge")
+    return known, [] if known else [problem], item
 
 
 async def validate_prompt(prompt_id, prompt, partial_execution_list):

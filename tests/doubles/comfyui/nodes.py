@@ -89,6 +89,30 @@ class Desert:
         raise SystemExit
 
 
+class CheckpointLoaderSimple:
+    """Gives a model patcher, which remembers whether it was loaded."""
+
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802 (its name there)
+        return {"required": {"ckpt_name": (["one", "two", "bad", "huge"],), "kind": (["a", "b"],)}}
+
+    @classmethod
+    def run(cls, ckpt_name, kind, **_):
+        if ckpt_name == "bad":
+            raise ValueError("no checkpoint")
+        return Patcher(ckpt_name)
+
+
+class Patcher:
+    def __init__(self, name):
+        self.name, self.model, self.load_device = name, None, torch.device("cpu")
+
+    def model_patches_models(self):
+        return []
+
+
 class Oom:
     """Runs out of memory the first ``times`` times for ``tag``."""
 
@@ -106,4 +130,5 @@ class Unsendable:
         return object()
 
 
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (Wait, Open, Noise, Prefix, Save, Fail, Desert, Oom, Unsendable)}
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (Wait, Open, Noise, Prefix, Save, Fail, Desert, Oom, Unsendable,
+                                                            CheckpointLoaderSimple)}

@@ -86,10 +86,12 @@ def test_what_is_not_there_is_named():
 def test_everything_else_is_passed_on():
     """Devices, the warm-up file as a full path, and ComfyUI's own arguments last and untouched."""
     backend = Backend(devices=("cuda:1", "cuda:0"), warmup_workflow="w.json", data="d", args=("--lowvram", "--", "x"))
+    backend = replace(backend, warmup_models=("vae/v",))
     command = backend_command(backend, 2, {})
     found = options(command.argv)
     assert found["--devices"] == "cuda:1,cuda:0"
     assert found["--warmup"] == str(Path("w.json").absolute())
+    assert found["--warmup-model"] == "vae/v"
     assert found["--data"] == str(Path("d").absolute())
     assert command.argv[-4:] == ("--", "--lowvram", "--", "x")
 

@@ -51,7 +51,8 @@ def free_memory(memory_required, device, keep_loaded=()):
 
 
 def load_models_gpu(models, memory_required=0, force_patch_weights=False, minimum_memory_required=None):
-    return None
+    if any(getattr(model, "name", "") == "huge" for model in models):
+        raise OOM_EXCEPTION("out of memory (as asked)")
 
 
 def loaded_models(only_currently_used=False):
