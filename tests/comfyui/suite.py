@@ -23,6 +23,8 @@ from tests.comfyui.stack import Comfy, Folders, Running
 
 PLUGINS = Path(__file__).with_name("plugins")
 SUITE_LIMIT = 1500.0
+SELECT = os.environ.get("PROOF_SELECT", "")
+"""A part of the suite, as pytest's ``-k``; empty: all of it."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ def run_plain(comfy: Comfy, folder: Path) -> Result:
     folder.mkdir()
     servers = Servers(folder, plain_maker(comfy, folder), kill)
     try:
-        return start_suite(comfy, folder, stack.free_port(), servers, env=HELD)()
+        return start_suite(comfy, folder, stack.free_port(), servers, select=SELECT, env=HELD)()
     finally:
         servers.close()
 
@@ -287,7 +289,7 @@ def run_port(comfy: Comfy, folder: Path, gpu: int, *, held: bool = False) -> Res
 
     servers = Servers(folder, make, kill)
     try:
-        return start_suite(comfy, folder, ports[gpu], servers, env=HELD if held else {})()
+        return start_suite(comfy, folder, ports[gpu], servers, select=SELECT, env=HELD if held else {})()
     finally:
         servers.close()
 
@@ -316,7 +318,7 @@ def run_two_ports(comfy: Comfy, folder: Path, gpus: tuple[int, int]) -> tuple[li
         for port, gpu in ports.items():
             own = folder / f"gpu{gpu}"
             own.mkdir()
-            waits.append(start_suite(comfy, own, port, servers, env=HELD, busy=True))
+            waits.append(start_suite(comfy, own, port, servers, select=SELECT, env=HELD, busy=True))
         return [wait() for wait in waits], shared.shared
     finally:
         servers.close()

@@ -24,6 +24,9 @@ def report(comfy: Comfy, where: str, result: Result) -> None:
     print(f"\nComfyUI {comfy.version} tests/execution {where}: {result}")
 
 
+GPUS = tuple(int(gpu) for gpu in os.environ.get("PROOF_GPUS", "0,2").split(","))
+"""The GPUs on whose ports the suite runs: on each alone, then on the first two at once."""
+
 SHARED = ("_offset_", "_jobs_api_", "test_async_resource_cleanup")
 """Tests that look at what two clients of one ComfyUI share on purpose: the length of the one history, the list of all
 jobs, and a class variable of a testing node. A second suite at the same time may change it between two looks."""
@@ -41,11 +44,11 @@ def test_plain_passes(comfy: Comfy, on_plain: Result) -> None:
     """The unpatched ComfyUI passes its own suite here, so that what fails behind a port is our doing."""
     report(comfy, "plain", on_plain)
     assert on_plain.count("passed") > 0
-    if comfy.version in KNOWN:
+    if comfy.version in KNOWN and not suite.SELECT:
         assert on_plain.count("passed") == KNOWN[comfy.version], on_plain.names("failed") | on_plain.names("error")
 
 
-@pytest.mark.parametrize("gpu", [0, 2])
+@pytest.mark.parametrize("gpu", GPUS)
 def test_one_port(comfy: Comfy, on_plain: Result, tmp_path: Path, gpu: int) -> None:
     """The suite on the port of one GPU ends test by test as on plain ComfyUI."""
     result = suite.run_port(comfy, tmp_path / "port", gpu, held=bool(os.environ.get("PROOF_HELD")))
@@ -58,8 +61,9 @@ def test_two_ports(comfy: Comfy, on_plain: Result, tmp_path: Path) -> None:
 
     But for the tests of ``SHARED``, which assume that nobody else uses the server; how many of these hold is printed.
     """
-    results, shared = suite.run_two_ports(comfy, tmp_path / "two", (0, 2))
-    for gpu, result in zip((0, 2), results, strict=True):
+    both = GPUS[0], GPUS[1] if len(GPUS) > 1 else (GPUS[0] + 1) % stack.LANES
+    results, shared = suite.run_two_ports(comfy, tmp_path / "two", both)
+    for gpu, result in zip(both, results, strict=True):
         report(comfy, f"on the port of GPU {gpu}, with the other one busy", result)
     print(f"{shared} backends were used by both")
     assert shared > 0
