@@ -10,7 +10,6 @@ import time
 from typing import Final
 from urllib.parse import unquote_plus, unquote_to_bytes
 
-from gateway.auth.gate import without_credentials
 from gateway.auth.guard import PAGES, Guard
 from gateway.auth.origin import PREFLIGHT, shared_lines
 from gateway.auth.quotas import Quotas
@@ -90,7 +89,7 @@ class ProxiedRequest(HandedOver):
             own = client.transport.get_extra_info("sockname")
             proto = b"https" if proxy.secure else b"http"
             lines, fields.address = outbound(fields, client.peer, own, proxy.trusted, proto)
-            fields.rewritten = lines if proxy.guard is None else without_credentials(lines)
+            fields.rewritten = lines if proxy.guard is None else proxy.guard.gate.for_backend(head, lines)
         self._address = fields.address
         own_route = self._front_door(head.target) if self._gpu is None else None
         front = client.gpu is None

@@ -117,11 +117,6 @@ class Zone:
         self.table[key] = (excess, now if elapsed else last)
         return True, wait
 
-    def full(self, key: str, now: int) -> bool:
-        """Whether ``take`` would refuse; charges nothing."""
-        excess, last = self.table.get(key, (-_UNIT, now))
-        return self.refuse and excess - self.rate * max(0, now - last) // _UNIT + _UNIT > self.burst
-
     def sweep(self, now: int, most: int) -> int:
         """Forget up to ``most`` idle keys, the oldest first, whose return nobody could tell from a first visit."""
         forgotten = 0

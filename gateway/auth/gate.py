@@ -49,6 +49,7 @@ _OPEN: Final = frozenset({b"/health", b"/ready"})
 _CREDENTIALS: Final = re.compile(
     rb"(?:\A|(?<=\r\n))(authorization|x[-_]api[-_]key|cookie):[ \t]*([^\r]*)\r\n", re.IGNORECASE
 )
+_SITE: Final = re.compile(rb"(?:\A|(?<=\r\n))(?:origin|sec-fetch-site):[^\r]*\r\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,17 @@ class Gate:
         guarded = kind is Kind.EVENTS or head.method not in _SAFE
         if not guarded and not self.ring:
             return ANYBODY
-        origin = _one(head, b"origin") if guarded else None
-        if origin and self._origins.foreign(origin, head.fields.host):
-            raise _foreign(origin)
+        origins = values_of(head.fields.pairs, b"origin") if guarded else []
+        for origin in origins:
+            if self._origins.foreign(origin, head.fields.host):
+                raise _foreign(origin)
         if path in _OPEN or path.startswith(LOGIN_PATH):
             return ANYBODY
         who = self.who(head, address, now)
         if who is None:
             raise self._unknown(head, kind)
-        if who.key is None and origin and self._rebound(origin):
-            raise _foreign(origin)
+        if who.key is None and origins and self._rebound(origins[0]):
+            raise _foreign(origins[0])
         who.need(needed(head.method, path, kind))
         return who
 
@@ -141,22 +143,26 @@ class Gate:
         """The origin that may read the answer across sites; empty when none is allowed or none was named."""
         if not self._origins:
             return b""
-        origin = _one(head, b"origin")
-        return origin if origin and self._origins.allowed(origin) else b""
+        origins = values_of(head.fields.pairs, b"origin")
+        return origins[0] if len(origins) == 1 and self._origins.allowed(origins[0]) else b""
+
+    def for_backend(self, head: RequestHead, lines: bytes) -> bytes:
+        """A request's lines as the backend may see them."""
+        lines = without_credentials(lines)
+        return without_site(lines) if self.granted(head) else lines
 
     def sweep(self, now: float) -> None:
         """Forget addresses whose wrong keys are long past."""
         self._failures.sweep(int(now * 1000), 1000)
 
     def _holder(self, token: str, address: str, now: float) -> Principal:
-        at, where = int(now * 1000), clientkey(address)
-        if self._failures.full(where, at):
-            raise GatewayError(RATE_LIMITED, "Too many wrong keys from this address.", "Try later.", retry_after=30)
         key = self.ring.find(token)
-        if key is None:
-            self._failures.take(where, at)
-            raise GatewayError(UNAUTHORIZED, "This key is not known here.", "It may have been revoked.", headers=_ASK)
-        return Principal(key.name, key.scope, key)
+        if key is not None:
+            # Even from where wrong ones came: 256 bits are not guessed, and nobody shall lock a neighbour out.
+            return Principal(key.name, key.scope, key)
+        if not self._failures.take(clientkey(address), int(now * 1000))[0]:
+            raise GatewayError(RATE_LIMITED, "Too many wrong keys from this address.", "Try later.", retry_after=30)
+        raise GatewayError(UNAUTHORIZED, "This key is not known here.", "It may have been revoked.", headers=_ASK)
 
     def _unknown(self, head: RequestHead, kind: Kind) -> GatewayError:
         page = kind in {Kind.UI, Kind.READ} and head.method == b"GET" and b"text/html" in (_one(head, b"accept") or b"")
@@ -201,6 +207,11 @@ def credential(head: RequestHead) -> str | None:
 def without_credentials(lines: bytes) -> bytes:
     """A request's lines as the backend may see them: without our keys and our cookie, all else as it was."""
     return _CREDENTIALS.sub(_kept, lines)
+
+
+def without_site(lines: bytes) -> bytes:
+    """The lines of a page that is allowed here: ComfyUI itself refuses what comes from another site on loopback."""
+    return _SITE.sub(b"", lines)
 
 
 def _kept(match: re.Match[bytes]) -> bytes:

@@ -11,7 +11,8 @@ import pytest
 from gateway.auth.certificate import Certificate, CertificateError, ends, not_after
 from gateway.config import Tls
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+pytestmark = needs_openssl
 
 
 def made(folder: Path, name: str, days: int) -> Tls:
