@@ -28,6 +28,7 @@ RUNGS = [
     "gateway.auth",
     "gateway.check",
     "gateway.observe",
+    "gateway.schedule",
     "gateway.fleet",
     "gateway.jobs",
     "gateway.api",

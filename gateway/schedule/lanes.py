@@ -1,0 +1,109 @@
+"""What is known of one lane: what has been sent there and not yet seen finished, and which models it holds.
+
+Pure. Owns the reservations: a job is on its lane from the moment it is chosen until it is seen ended or is taken back.
+Must never choose.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from gateway.schedule.workflow import Workflow
+
+_TAIL: Final = 0.25
+"""A job that runs longer than expected is expected to run on for this share of what it has taken."""
+
+
+class State(Enum):
+    """Whether a lane takes jobs."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    """It finishes what it has."""
+    FAULTED = "faulted"
+    """Its device is broken, or it is not known to be whole."""
+    DOWN = "down"
+    """Its backend is away."""
+
+
+@dataclass(slots=True)
+class Placed:
+    """A job on a lane."""
+
+    job: str
+    client: str
+    workflow: Workflow
+    expected: float
+    """Seconds from its start to its end, loads included."""
+    missing: frozenset[str]
+    """Models that it has to load."""
+    since: float
+    """When it was put there."""
+    started: float | None = None
+    charged: float = 0.0
+    """GPU seconds that its client has been charged with."""
+
+    def left(self, now: float) -> float:
+        """Seconds until it ends, when nothing is before it."""
+        if self.started is None:
+            return self.expected
+        took = now - self.started
+        return max(self.expected - took, took * _TAIL)
+
+
+@dataclass(slots=True)
+class Lane:
+    """One GPU as the scheduler sees it."""
+
+    index: int
+    weight: float = 1.0
+    """How fast it is said to be; 1: as the others."""
+    state: State = State.READY
+    jobs: dict[str, Placed] = field(default_factory=dict)
+    """In the order in which they run."""
+    others: int = 0
+    """Jobs there that nobody told the scheduler of."""
+    room_for: int = 1
+    """Models that it is believed to keep besides those of its last job."""
+    held: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Models, the longest unused first; from what has been sent there, or as the backend says."""
+
+    @property
+    def load(self) -> int:
+        """Jobs there."""
+        return len(self.jobs) + self.others
+
+    def free_in(self, now: float, typical: float) -> float:
+        """Seconds until it has finished what it has."""
+        return sum(placed.left(now) for placed in self.jobs.values()) + self.others * typical / self.weight
+
+    def put(self, placed: Placed) -> None:
+        """Reserve a place; its models will be held."""
+        self.jobs[placed.job] = placed
+        use(self.held, placed.workflow.models, self.room_for)
+
+    def tell(self, models: Collection[str]) -> None:
+        """The backend says what is loaded; what waits there will be, too."""
+        self.held = OrderedDict.fromkeys(sorted(models))
+        for placed in self.jobs.values():
+            for model in sorted(placed.workflow.models):
+                self.held[model] = None
+                self.held.move_to_end(model)
+
+    def clear(self) -> None:
+        """Its process is gone, and everything with it."""
+        self.jobs.clear()
+        self.held.clear()
+        self.others = 0
+
+
+def use(held: "OrderedDict[str, None]", models: Collection[str], room_for: int) -> None:
+    """A job with these models runs: they are held, and of the others the newest used that still have room."""
+    for model in sorted(models):
+        held[model] = None
+        held.move_to_end(model)
+    if models:
+        while len(held) > max(room_for, len(models)):
+            held.popitem(last=False)
