@@ -59,7 +59,7 @@ class App:
         self.config = config
         self._read = read
         places = layout(config)
-        self.fleet = fleet_of(places)
+        self.fleet = fleet_of(places, config.jobs.stay)
         self.metrics = Metrics(config.gpus, __version__)
         self.limiter = Limiter(config.rate, config.gpus)
         self.upkeeps = [

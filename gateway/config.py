@@ -4,7 +4,7 @@ Pure: building a config has no effects. Text such as ``"100MB"`` or ``"10r/s"`` 
 which reads the bounds here; ``config.toml`` and ``docs/configuration.md`` are written from the sentences here.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from gateway.spec import (
@@ -29,6 +29,7 @@ from gateway.spec import (
     ShareWeights,
     Size,
     Spec,
+    Stay,
     Text,
     Url,
 )
@@ -224,6 +225,8 @@ class Jobs:
     """Seconds between two looks at unfinished jobs; less sees sooner what ran when a backend died."""
     orphan: Seconds = 60.0
     """Seconds that the backend outlives a gateway that was killed, so that the next one finds it at work."""
+    stay: Stay = "auto"
+    """stick: a client's front-door jobs stay with one backend, free: go to any; auto: free where folders are shared."""
     move_after: Seconds = 30.0
     """Seconds after which jobs of the front door that have not started leave a backend that is away for another."""
     hold_events: Seconds = 120.0
@@ -294,7 +297,3 @@ class Config:
     def gpus(self) -> int:
         """Number of GPUs: one per port."""
         return len(self.listen.gpu_ports)
-
-
-SECTIONS = tuple(each.name for each in fields(Config) if each.name != "further")
-"""The tables of a file."""

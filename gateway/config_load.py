@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path as File
 from typing import Any, get_args, get_origin, get_type_hints
 
-from gateway.config import SECTIONS, Backend, Config, Rate
+from gateway.config import Backend, Config, Rate
 from gateway.settings.lines import Path, line_of, locate
 from gateway.settings.rules import findings
+from gateway.settings.tables import SECTIONS
 from gateway.settings.values import nearest, read_value, type_name
 from gateway.spec import Spec
 

@@ -4,6 +4,7 @@ Pure. Owns the numbering: GPUs count through the backends in the order of their 
 from 0. Must never know whether any of them is there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -52,6 +53,12 @@ def lanes_of(config: Config) -> list[int]:
     if not config.further:
         return [config.backend.lanes or config.gpus]
     return [backend.lanes or len(backend.devices) or 1 for backend in config.backends]
+
+
+def together(places: Iterable[Place]) -> bool:
+    """Whether all backends work in the same folders, as far as the configuration shows it."""
+    return len({(place.backend.start, place.backend.comfyui, place.backend.data, place.backend.args)
+                for place in places}) == 1 and all(place.backend.start for place in places)  # fmt: skip
 
 
 def _alone(backend: Backend, number: int) -> Backend:

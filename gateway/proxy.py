@@ -107,6 +107,8 @@ class ProxiedRequest(HandedOver):
             raise too_large(proxy.max_body)
         if proxy.desk is not None and not self._own:
             self._desk = proxy.desk.handler(self._kind, head.method, self._target)
+        if proxy.spread is not None and self._desk is None:
+            self._desk = proxy.spread.handler(self._kind, head.method, self._target, self._gpu)
         self._limit()
 
     def _front_door(self, target: bytes) -> OwnRoute | None:
@@ -153,7 +155,7 @@ class ProxiedRequest(HandedOver):
         if self._desk is None and (fault := fleet.fault(gpu)) and not _RESULTS.match(self._target):
             raise GatewayError(BACKEND_UNAVAILABLE, fault, "The backend starts again.", retry_after=RETRY_AFTER)
         if gpu is None and kind is Kind.SUBMIT and not self._own:
-            gpu = self._gpu = fleet.choose()
+            gpu = self._gpu = fleet.choose(fleet.near(self._address))
             self._label = proxy.labels[gpu]
         if kind is Kind.SUBMIT and proxy.quotas is not None:
             self._within_quota(proxy.quotas)
@@ -214,7 +216,7 @@ class ProxiedRequest(HandedOver):
                 b"" if gpu is None else proxy.gpu_lines[gpu],
                 self.request_id,
             ),
-            proxy.pools[0] if gpu is None else proxy.pool_of[gpu],
+            proxy.pool_of[gpu] if gpu is not None else proxy.pools[proxy.fleet.home(self._address).index],
         )
 
     def _evicted(self) -> None:

@@ -7,7 +7,7 @@ that is ``proxy.py``.
 import asyncio
 import itertools
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from gateway.api.front import Api
@@ -18,11 +18,14 @@ from gateway.errors import GATEWAY_BUSY, GatewayError
 from gateway.fleet.lanes import Fleet
 from gateway.forwarded import TrustedNetworks
 from gateway.jobs.desk import Desk
-from gateway.layout import layout
+from gateway.jobs.peer import Peer, Peers
+from gateway.jobs.whereabouts import Whereabouts
+from gateway.layout import Place, layout
 from gateway.observe.access import AccessLog
 from gateway.observe.metrics import Metrics
 from gateway.ratelimit import Limiter
 from gateway.request import Kind, Request
+from gateway.spread import Spread
 from gateway.wire.answer import Answer, error_answer, render
 from gateway.wire.client import ClientConnection
 from gateway.wire.deadlines import Deadlines
@@ -74,6 +77,8 @@ class Service:
         places = layout(config)
         self.pools = [Pool(config, place.backend.url) for place in places]
         """One for each backend."""
+        self.spread = self._spread(config, places) if len(self.pools) > 1 else None
+        """Who takes requests that concern all backends, where there is more than one."""
         self.bridges = Bridges(metrics)
         self.access = AccessLog(enabled=config.log.access)
         self.clients: set[ClientConnection] = set()
@@ -107,6 +112,12 @@ class Service:
         self.bridges.bridge_close = config.timeouts.bridge_close
         for pool in self.pools:
             pool.apply(config)
+
+    def _spread(self, config: Config, places: Sequence[Place]) -> Spread:
+        if self.desk is not None:
+            return Spread(self.desk.peers, self.fleet, self.desk.whereabouts)
+        peers = Peers([Peer(each.backend.url, self.fleet.members[each.index], config.timeouts.read) for each in places])
+        return Spread(peers, self.fleet, Whereabouts())
 
     def start(self, deadlines: Deadlines) -> None:
         """Begin to work; called within the running loop."""

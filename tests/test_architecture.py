@@ -31,6 +31,7 @@ RUNGS = [
     "gateway.schedule",
     "gateway.fleet",
     "gateway.jobs",
+    "gateway.spread",
     "gateway.api",
     "gateway.ws_bridge",
     "gateway.ws_keep",

@@ -37,7 +37,7 @@ class Desks:
         assert handler is not None, "the desk takes every submission"  # noqa: S101 (for the type checker)
         gpu = order.gpu
         if gpu is None:
-            gpu = self._fleet.choose()
+            gpu = self._fleet.choose(self._fleet.near(call.incoming.request.client))
         extra = ((b"Idempotency-Key", order.key.encode("utf-8")),) if order.key else ()
         incoming = rewritten(call.incoming, b"/prompt", order.body(), gpu, extra)
         known = {"webhook": order.webhook} if order.webhook else {}

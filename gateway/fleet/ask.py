@@ -57,9 +57,19 @@ async def get(url: str, target: str, *, timeout: float, limit: int = LIMIT) -> R
 
 
 async def exchange(
-    url: str, method: bytes, target: bytes, lines: bytes, body: bytes, *, timeout: float, limit: int = LIMIT
+    url: str,
+    method: bytes,
+    target: bytes,
+    lines: bytes,
+    body: bytes,
+    *,
+    timeout: float,
+    limit: int = LIMIT,
+    headless: bool = False,
 ) -> Reply:
     """Send a request with these field lines and this body; ``Host``, if not among them, and framing are added.
+
+    ``headless``: nothing is read behind the answer's head.
 
     Raises ``AskError`` when there is no complete answer in ``timeout`` seconds.
     """
@@ -72,7 +82,7 @@ async def exchange(
     head += b"Connection: close\r\n\r\n"
     try:
         async with asyncio.timeout(timeout):
-            return await _exchange(url, head, body, limit)
+            return await _exchange(url, head, body, _Answer(limit, headless=headless))
     except TimeoutError:
         raise AskError(f"{where} did not answer within {timeout:g} s.") from None
     except (ConnectionRefusedError, FileNotFoundError):
@@ -81,7 +91,7 @@ async def exchange(
         raise AskError(f"No answer from {where}: {error}.") from None
 
 
-async def _exchange(url: str, head: bytes, body: bytes, limit: int) -> Reply:
+async def _exchange(url: str, head: bytes, body: bytes, answer: "_Answer") -> Reply:
     if url.startswith("unix:"):
         reader, writer = await asyncio.open_unix_connection(url.removeprefix("unix:"))
     else:
@@ -89,7 +99,6 @@ async def _exchange(url: str, head: bytes, body: bytes, limit: int) -> Reply:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
     try:
         writer.write(head + body)
-        answer = _Answer(limit)
         while not answer.complete:
             data = await reader.read(64 * 1024)
             if not data:
@@ -104,7 +113,8 @@ async def _exchange(url: str, head: bytes, body: bytes, limit: int) -> Reply:
 class _Answer:
     """Collects one answer through httptools' callbacks."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, headless: bool) -> None:
+        self._headless = headless
         self.complete = False
         self._limit = limit
         self._type = ""
@@ -138,6 +148,7 @@ class _Answer:
 
     def on_headers_complete(self) -> None:
         self._headed = True
+        self.complete = self.complete or self._headless
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)

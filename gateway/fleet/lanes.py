@@ -7,7 +7,8 @@ backend is up. Must never know HTTP or processes.
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from gateway.fleet.member import Lane, Member, Reservation
-from gateway.layout import Place
+from gateway.fleet.sessions import home
+from gateway.layout import Place, together
 
 
 class Fleet:
@@ -25,6 +26,8 @@ class Fleet:
         self.up = False
         self.on_change: Callable[[Member], None] = _nothing
         """Called after a backend has come or gone, or its health has changed."""
+        self.sticky = False
+        """Whether a client's jobs stay with its home, because that alone has its files."""
         self._next = 0
         for member in self.members:
             member.on_change = self._changed
@@ -99,6 +102,17 @@ class Fleet:
         self._next = (gpu + 1) % self.gpus
         return gpu
 
+    def home(self, client: str) -> Member:
+        """The backend to which everything of a client goes that names neither a GPU nor a job."""
+        return self.members[0] if len(self.members) == 1 else home(client, self.members)
+
+    def near(self, client: str) -> range | None:
+        """The GPUs among which a client's jobs of the front door are spread; ``None``: all."""
+        if not self.sticky or len(self.members) == 1:
+            return None
+        member = self.home(client)
+        return range(member.first, member.first + member.width)
+
     def reserve(self, gpu: int) -> Reservation:
         """Count a submission on ``gpu`` from now on; call before sending it."""
         return self._of[gpu].reserve(gpu)
@@ -124,9 +138,10 @@ class Fleet:
         self.on_change(member)
 
 
-def fleet_of(places: Iterable[Place]) -> Fleet:
-    """The fleet that a layout describes."""
-    return Fleet(
+def fleet_of(places: Iterable[Place], stay: str = "auto") -> Fleet:
+    """The fleet that a layout describes; ``stay`` as in ``[jobs]``."""
+    places = tuple(places)
+    fleet = Fleet(
         Member(
             place.lanes,
             index=place.index,
@@ -138,6 +153,8 @@ def fleet_of(places: Iterable[Place]) -> Fleet:
         )
         for place in places
     )
+    fleet.sticky = stay == "stick" or (stay == "auto" and not together(places))
+    return fleet
 
 
 def _nothing(member: Member) -> None:

@@ -27,6 +27,7 @@ from gateway.jobs.recovery import Recovery
 from gateway.jobs.store import Store
 from gateway.jobs.submission import Submissions
 from gateway.jobs.tracker import Tracker
+from gateway.jobs.whereabouts import Whereabouts
 from gateway.layout import layout
 from gateway.request import Kind
 from gateway.wire.answer import Answer
@@ -51,9 +52,11 @@ class Desk:
         jobs = config.jobs
         patience = config.timeouts.read
         members = fleet.members
-        self._peers = peers = Peers([Peer(each.backend.url, members[each.index], patience) for each in layout(config)])
+        self.peers = peers = Peers([Peer(each.backend.url, members[each.index], patience) for each in layout(config)])
         self._config = jobs
-        self.journal = journal = Journal(store, bus)
+        self.whereabouts = Whereabouts()
+        """Which GPU made which file; known where there is more than one backend."""
+        self.journal = journal = Journal(store, bus, kept=self.whereabouts.note if len(peers) > 1 else None)
         self.submissions = Submissions(
             journal, peers, accept_while_down=jobs.accept_while_down, patience=patience
         )
@@ -78,7 +81,7 @@ class Desk:
     def apply(self, config: Config) -> None:
         """Go by a new patience with the backend; what ``[jobs]`` says is read at the start alone."""
         self.submissions.patience = config.timeouts.read
-        for peer in self._peers:
+        for peer in self.peers:
             peer.patience = config.timeouts.read
 
     async def open(self) -> None:

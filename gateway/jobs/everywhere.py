@@ -18,6 +18,11 @@ async def tell(peers: Iterable[Peer], incoming: Incoming, target: bytes = b"") -
 
     Raises ``GatewayError`` when there is none.
     """
+    return [reply for _, reply in await told(peers, incoming, target)]
+
+
+async def told(peers: Iterable[Peer], incoming: Incoming, target: bytes = b"") -> list[tuple[int, Reply]]:
+    """The same, each with the number of its backend's first GPU."""
     every = list(peers)
     there = [peer for peer in every if peer.member.up]
     if not there:
@@ -30,7 +35,9 @@ async def tell(peers: Iterable[Peer], incoming: Incoming, target: bytes = b"") -
         for peer in there
     ]
     found = await asyncio.gather(*asked, return_exceptions=True)
-    replies = [each for each in found if isinstance(each, Reply)]
+    replies = [
+        (peer.member.first, reply) for peer, reply in zip(there, found, strict=True) if isinstance(reply, Reply)
+    ]
     for each in found:
         if isinstance(each, BaseException) and not isinstance(each, AskError):
             raise each

@@ -47,11 +47,13 @@ class Incoming:
 
 
     def lines_for(self, member: Member) -> bytes:
-        """The plain lines for this backend: without the GPU's number, when that is not one of its own."""
-        gpu, lines = self.request.gpu, self.plain_lines
-        if gpu is None or member.has(gpu):
-            return lines
-        kept = [line for line in lines.split(b"\r\n") if line and not line.startswith(GPU_HEADER)]
+        """The plain lines for this backend: with the GPU as it counts them, and without when that is not its own."""
+        gpu = self.request.gpu
+        if gpu is None:
+            return self.plain_lines
+        kept = [line for line in self.plain_lines.split(b"\r\n") if line and not line.startswith(GPU_HEADER)]
+        if member.has(gpu):
+            kept.append(b"%b: %d" % (GPU_HEADER, gpu - member.first))
         return b"".join(b"%b\r\n" % line for line in kept)
 
 

@@ -18,10 +18,18 @@ from gateway.jobs.usage import Usage
 class Journal:
     """All records that are kept; bodies and entries stay in the store."""
 
-    def __init__(self, store: Store, bus: Bus, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        clock: Callable[[], float] = time.time,
+        kept: Callable[[Record], None] | None = None,
+    ) -> None:
+        """``kept`` is called with every record that is read or changed, before anybody else hears of it."""
         self.store = store
         self.bus = bus
         self.clock = clock
+        self._kept = kept
         self.moves: dict[str, int] = {state.value: 0 for state in State}
         """How often a job has entered each state; for metrics."""
         self.usage = Usage()
@@ -131,6 +139,8 @@ class Journal:
 
     def _keep(self, record: Record) -> None:
         self._records[record.id] = record
+        if self._kept is not None:
+            self._kept(record)
         if record.key:
             self._keys[record.key] = record.id
         if record.ended:

@@ -63,6 +63,10 @@ class Peer:
             return seen
         raise AskError("The backend shows no queues.")
 
+    async def status(self, target: bytes) -> int:
+        """The status of a GET, whose body is not read; raises ``AskError``."""
+        return (await exchange(self._url, b"GET", target, b"", b"", timeout=_QUIET, headless=True)).status
+
     async def entry(self, job: str) -> dict[str, Any] | None:
         """The job's entry in the backend's history, if it has one; raises ``AskError``."""
         reply = await self._ask(b"/history/" + quote(job, safe="").encode())

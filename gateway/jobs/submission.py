@@ -145,7 +145,7 @@ class Submissions:
             text = "The backend is not available."
             raise GatewayError(BACKEND_UNAVAILABLE, text, member.reason, retry_after=wait)
         try:
-            reply = await peer.send(request.method, request.target, incoming.plain_lines, incoming.body)
+            reply = await peer.send(request.method, request.target, incoming.lines_for(member), incoming.body)
         except AskError as error:
             raise unanswered(error) from error
         if 200 <= reply.status < 300:
@@ -251,7 +251,8 @@ class Submissions:
 
     async def _send(self, record: Record, sent: bytes, incoming: Incoming, body: bytes) -> Answer:
         try:
-            reply = await self._peers.of(record.gpu).send(b"POST", incoming.request.target, incoming.plain_lines, sent)
+            peer = self._peers.of(record.gpu)
+            reply = await peer.send(b"POST", incoming.request.target, incoming.lines_for(peer.member), sent)
         except AskError as error:
             _release(incoming)
             return await self._unanswered(record, error)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import gateway.config
-from gateway.config import NODELAY, SECTIONS, Config, Rate
+from gateway.config import NODELAY, Config, Rate
 from gateway.settings.live import is_live
+from gateway.settings.tables import SECTIONS
 from gateway.settings.units import show_rate, show_seconds, show_size
 from gateway.spec import Spec
 

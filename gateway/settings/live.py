@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, Final, NamedTuple
 
-from gateway.config import SECTIONS, Config
+from gateway.config import Config
+from gateway.settings.tables import SECTIONS
 
 ALL: Final = frozenset({"*"})
 

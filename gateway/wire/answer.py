@@ -41,6 +41,8 @@ class Fetch:
     target: bytes
     headers: tuple[Pair, ...] = ()
     gpu: int | None = None
+    backend: int = 0
+    """Which backend, where no GPU is named."""
 
 
 Made = Answer | Stream | Fetch

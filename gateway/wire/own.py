@@ -118,7 +118,7 @@ class OwnAnswer(Exchange):
         if not own:
             kept = [line for line in kept if not line.lower().startswith(_OF_THE_BODY)]
         owner = self._owner
-        pool = owner.pools[0]
+        pool = owner.pools[made.backend]
         if made.gpu is not None:
             pool = owner.pool_of[made.gpu]
             kept.append(owner.gpu_lines[made.gpu].rstrip())

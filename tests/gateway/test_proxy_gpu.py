@@ -334,6 +334,6 @@ async def test_own_routes_are_answered_while_all_connections_are_taken():
     limits = {"pool_connections": 1}
     async with stack(script, own_routes={b"/health": health}, limits=limits) as made, made.client() as hung:
         await hung.send(request("/object_info"))
-        await until(lambda: made.proxy.pool.busy == 1)
+        await until(lambda: made.proxy.pools[0].busy == 1)
         async with made.client(None) as client:
             assert (await client.get("/health")).body == b"fine"

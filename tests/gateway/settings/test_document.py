@@ -9,9 +9,10 @@ from typing import get_type_hints
 
 import pytest
 
-from gateway.config import SECTIONS, Config, Rate
+from gateway.config import Config, Rate
 from gateway.config_load import FROM_NGINX, parse
 from gateway.settings.document import reason, render_markdown, render_toml
+from gateway.settings.tables import SECTIONS
 
 ROOT = Path(__file__).parents[3]
 REWRITE = "run: python -m gateway.settings.document"

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from gateway.config import SECTIONS, Backend, Config, Rate
+from gateway.config import Backend, Config, Rate
 from gateway.settings.live import LIVE, is_live, merge
+from gateway.settings.tables import SECTIONS
 
 SETTINGS = [
     (section, field.name) for section in SECTIONS for field in fields(getattr(Config(), section))
