@@ -49,7 +49,7 @@ class Holdings:
         self.models: Callable[[], Sequence[object]] = tuple
         """The models the lane has loaded now, as the body knows them."""
         self.forget: Callable[[], None] = lambda: None
-        """Lets the lane drop its models and kept outputs once its job has ended."""
+        """Lets the lane drop its models and kept outputs before its next job."""
         self.kept: list[object] = []
         """What stays in host memory because it was loaded ahead of any job; until ``released``."""
         self._lock = threading.Lock()

@@ -112,7 +112,8 @@ class Backend:
         ]
         self.url = f"http://127.0.0.1:{port}"
         self.running = stack.start_overlay(
-            comfy, folders, port, arguments, lanes=lanes, env={"COMFY_SHARE_WEIGHTS": "1" if store else "0"}
+            comfy, folders, port, arguments, lanes=lanes,
+            env={"COMFY_SHARE_WEIGHTS": "on" if store else "off", "COMFY_WEIGHTS_DIGESTS": "0"},
         )
         self.running.wait_for(f"{self.url}/system_stats")
 

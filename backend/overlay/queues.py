@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from backend.context import work_on
 from backend.holdings import Weights
@@ -16,10 +16,7 @@ from backend.lanes import Lane
 from backend.overlay.ahead import Aheads, reason
 from backend.overlay.history import History, outcome_of, showable
 from backend.overlay.interrupts import Interrupts
-
-Item = tuple[Any, ...]
-ID: Final = 1
-"""Where a queue item holds its ``prompt_id``."""
+from backend.overlay.items import ID, Item, client_of
 
 if TYPE_CHECKING:
 
@@ -104,11 +101,13 @@ class LaneQueue(_PromptQueue):
     def get(self, timeout: float | None = None) -> tuple[Item, int] | None:
         """ComfyUI's ``get``; the worker's context belongs to the job from here until it asks again."""
         work_on(None)
-        if self.rebuild:
-            self.rebuild = False
-            raise RebuildExecutor
         with self.mutex:
-            found = super().get(timeout=timeout)
+            if not self.queue and not self.rebuild:
+                self.not_empty.wait(timeout)
+            if self.rebuild:
+                self.rebuild = False
+                raise RebuildExecutor
+            found = super().get(timeout=None if timeout is None else 0)
             if found is not None:
                 prompt_id = str(found[0][ID])
                 self.shared.interrupts.begin(self.lane.index, prompt_id)
@@ -137,6 +136,12 @@ class LaneQueue(_PromptQueue):
         self.lane.stats.finished(prompt_id, outcome_of(status), now)
         if self.lane.stats.report_due(now):
             self.on_line(self.lane.line())
+
+    def renew(self) -> None:
+        """The next job runs on a new executor, which has kept nothing."""
+        with self.mutex:
+            self.rebuild = True
+            self.not_empty.notify()
 
     def _preloaded(self, prompt_id: str, error: str | None) -> None:
         with self.mutex:
@@ -290,10 +295,3 @@ class Queues:
         with self.shared.mutex:
             items = [*self.merged.currently_running.values(), *self.merged.queue]
         return sum(1 for item in items if client_of(item) in (client_id, None))
-
-
-def client_of(item: Item) -> str | None:
-    """The client that submitted a queue item."""
-    extra = item[3]
-    found = extra.get("client_id") if isinstance(extra, dict) else None
-    return None if found is None else str(found)

@@ -4,6 +4,8 @@ Owns the middleware and the routes that ComfyUI does not have. Knows ComfyUI's r
 then sees is the business of the patches.
 """
 
+import asyncio
+import importlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -152,6 +154,11 @@ def install(state: State, server: Any) -> None:
         ], "issuing": describe(state.lanes)})
 
     server.routes.get("/debug/events")(state.observers.serve)
+
+    @server.routes.get("/debug/weights")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
+    async def _debug_weights(request: web.Request) -> web.Response:
+        weights = importlib.import_module("backend.overlay.patches.weights")
+        return web.json_response(await asyncio.to_thread(weights.describe))
 
     @server.routes.post("/preload")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _preload(request: web.Request) -> web.Response:

@@ -3,7 +3,6 @@
 Owns the wiring between these; has no I/O and no ComfyUI name of its own. Built once, before the patches.
 """
 
-import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -64,7 +63,7 @@ class State:
         self._queues = Queues(type(original), self.lanes, self.interrupts, server, self.queue_changed)
         for queue in self._queues.lanes:
             queue.on_line = log.info
-            queue.lane.weights.forget = functools.partial(queue.set_flag, "free_memory", data=True)
+            queue.lane.weights.forget = queue.renew
 
     def queue_changed(self, lane: int) -> None:
         """Tell the clients of ``lane``, and those of no lane, how much is left."""

@@ -16,8 +16,9 @@ from typing import Any, Final
 from backend.context import in_lane
 from backend.faults import device_unusable, worker_ended
 from backend.lanes import Lane
+from backend.overlay.items import ID, client_of
 from backend.overlay.patch import Patch, params
-from backend.overlay.queues import ID, LaneQueue, RebuildExecutor, client_of
+from backend.overlay.queues import LaneQueue, RebuildExecutor
 from backend.overlay.state import State
 
 log = logging.getLogger("backend.overlay.workers")

@@ -1,10 +1,12 @@
 """The proofs' servers: made once a session, on folders of their own, and only where ``COMFYUI_DIR`` names a ComfyUI."""
 
+import http.client
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """One line that no reader of the result overlooks."""
     if count := config.stash.get(COUNT, 0):
         terminalreporter.write_line(f"{count} proofs against a real ComfyUI were NOT RUN: {NOT_RUN}", yellow=True)
+    if HASHED:
+        terminalreporter.write_line(
+            f"{sum(HASHED)} shared weights (files and conversions) in {len(HASHED)} processes have the same hash at "
+            "the end as when they were made, except where a proof failed"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -156,8 +163,28 @@ def _started(site: Site, url: str) -> Site:
 
 
 def stop_site(site: Site) -> None:
+    found = masters(site)
     for running in site.processes:
         running.stop()
+    if found is not None:
+        HASHED.append(found["hashed"])
+        assert found["changed"] == [], f"shared weights were written: {found['changed']}"
+
+
+HASHED: list[int] = []
+"""Masters that were hashed when they were made and again at the end, of each process with the overlay."""
+
+
+def masters(site: Site) -> dict[str, Any] | None:
+    """What the overlay says of its shared weights; ``None`` of plain ComfyUI, and of a process that is gone."""
+    if site.backend is None:
+        return None
+    try:
+        answer = site.backend.call("GET", "/debug/weights")
+        found: dict[str, Any] = answer.json if answer.status == 200 else {}
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return found if found.get("hashed") is not None else None
 
 
 @pytest.fixture(scope="session")

@@ -227,7 +227,7 @@ def start_overlay(
     command = [comfy.python, str(ROOT / "backend/bootstrap.py"), "--comfyui", str(comfy.folder), "--gpus", str(lanes),
                "--cpu", "--port", str(port), *own, "--", *arguments]
     return Running("overlay", command, folders.root, folders.root / "overlay.log",
-                   environment({"COMFY_GATEWAY_LIB": lib, **(env or {})}))
+                   environment({"COMFY_GATEWAY_LIB": lib, "COMFY_WEIGHTS_DIGESTS": "1", **(env or {})}))
 
 
 def start_naive(comfy: Comfy, folders: Folders, port: int, arguments: Sequence[str]) -> Running:
@@ -247,7 +247,8 @@ def start_supervised(
         f"[backend]\ncomfyui = {json.dumps(str(comfy.folder))}\npython = {json.dumps(comfy.python)}\n"
         f"args = {json.dumps(list(arguments))}\ndevices = {json.dumps(['cpu'] * len(ports))}\n")))
     command = [sys.executable, "-m", "gateway", "up", "--config", str(config)]
-    return Running("comfy-gateway up", command, ROOT, folders.root / "up.log", environment(env))
+    return Running("comfy-gateway up", command, ROOT, folders.root / "up.log",
+                   environment({"COMFY_WEIGHTS_DIGESTS": "1", **(env or {})}))
 
 
 def gateway_config(folder: Path, backend: str, front: int, ports: Sequence[int], *, limited: bool = False) -> str:

@@ -53,6 +53,17 @@ def test_every_kind_of_model_computes_the_same(reports: dict[str, dict[str, Any]
     print(f"\n{2 * len(shared)} results, {len(by_scenario)} different ones for {len(by_scenario)} scenarios")
 
 
+def test_every_kind_of_model_is_one_copy(reports: dict[str, dict[str, Any]]) -> None:
+    """A second lane's checkpoint, diffusion model, text encoder, VAE, ControlNet, T2I adapter, CLIP vision, style model
+    and upscaler: the file is not read again, and every parameter lies where the first lane's does."""
+    found = reports["strict"]["kinds"]
+    assert len(found) == 10
+    wrong = {kind: told for kind, told in found.items() if told["shared"] != told["bytes"] or not told["bytes"]}
+    assert wrong == {}
+    assert {kind: (told["loads"], told["avoided"]) for kind, told in found.items()} == dict.fromkeys(found, (1, 1))
+    print("".join(f"\n{kind}: {told['shared']} of {told['bytes']} bytes" for kind, told in found.items()))
+
+
 def test_unloading_copies_nothing_back(reports: dict[str, dict[str, Any]]) -> None:
     """Whole and partial loads onto a device that gives nothing back end with every parameter over its master."""
     found = reports["strict"]["fake_gpu"]

@@ -302,6 +302,72 @@ def fake_gpu(files: Files) -> Results:
     return found
 
 
+def kinds(files: Files) -> dict[str, Callable[[], list[Any]]]:
+    """How each kind of model is loaded by ComfyUI's own loader, and the module trees it gives."""
+    import comfy.clip_vision  # noqa: PLC0415
+    import comfy.controlnet  # noqa: PLC0415
+    import comfy.sd  # noqa: PLC0415
+    import folder_paths  # noqa: PLC0415
+    import nodes  # noqa: PLC0415
+
+    def checkpoint() -> list[Any]:
+        model, _, vae = loaded(files, "fp32")
+        return [model.model, vae.first_stage_model]
+
+    def pickled() -> list[Any]:
+        return [comfy.sd.load_checkpoint_guess_config(files.pickled())[0].model]
+
+    def vae() -> list[Any]:
+        return [nodes.VAELoader().load_vae(Path(files.vae()).name)[0].first_stage_model]
+
+    def upscaler() -> list[Any]:
+        folder_paths.add_model_folder_path("upscale_models", str(Path(files.upscaler()).parent))
+        loader = nodes.NODE_CLASS_MAPPINGS["UpscaleModelLoader"]
+        run = getattr(loader, "execute", None) or loader().load_model
+        return [run(Path(files.upscaler()).name)[0].model]
+
+    return {
+        "checkpoint": checkpoint,
+        "checkpoint, .ckpt": pickled,
+        "diffusion model": lambda: [comfy.sd.load_diffusion_model(files.wan()).model],
+        "text encoder": lambda: [comfy.sd.load_clip([files.clip()]).cond_stage_model],
+        "VAE": vae,
+        "ControlNet": lambda: [comfy.controlnet.load_controlnet(files.controlnet()).control_model],
+        "T2I adapter": lambda: [comfy.controlnet.load_controlnet(files.t2i()).t2i_model],
+        "CLIP vision": lambda: [comfy.clip_vision.load(files.clip_vision()).model],
+        "style model": lambda: [comfy.sd.load_style_model(files.style()).model],
+        "upscaler": upscaler,
+    }
+
+
+def shared_by_kind(files: Files) -> Results:
+    """For each kind: bytes of the second lane's parameters, how many of them lie where the first lane's do, loads."""
+    from backend.context import in_lane  # noqa: PLC0415
+    from backend.overlay.patches.weights import stores  # noqa: PLC0415
+
+    found: Results = {}
+    for kind, load in kinds(files).items():
+        before = stores[0].snapshot()
+        trees = []
+        for lane in (0, 1):
+            with in_lane(lane):
+                trees.append(load())
+        places = [
+            {(parameter.data_ptr(), parameter.nbytes) for tree in one for parameter in tree.parameters()}
+            for one in trees
+        ]
+        now = stores[0].snapshot()
+        found[kind] = {
+            "bytes": sum(size for _, size in places[1]),
+            "shared": sum(size for _, size in places[0] & places[1]),
+            "loads": now.loads - before.loads,
+            "avoided": now.avoided - before.avoided,
+        }
+        del trees
+        free()
+    return found
+
+
 def main() -> None:
     tiny, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     start()
@@ -336,6 +402,7 @@ def main() -> None:
         store = weights_patches.stores[0]
         with torch.inference_mode():
             report["fake_gpu"] = fake_gpu(files)
+            report["kinds"] = shared_by_kind(files)
             kept = loaded(files)
             alive = store.files()
             report["written"] = [file.written() for file in alive]

@@ -23,7 +23,7 @@ from backend.overlay.patch import Patch, params, params_start
 from backend.overlay.patches import weights_loaders
 from backend.overlay.patches.memory import only_present
 from backend.overlay.serialize import packs_used
-from backend.overlay.weights import hooks, modules, pages
+from backend.overlay.weights import hooks, modules, pages, witness
 from backend.overlay.weights.assign import load as fill
 from backend.overlay.weights.guard import Guard
 from backend.overlay.weights.loading import current
@@ -42,7 +42,7 @@ stores: Final[list[Store]] = []
 def patches(lanes: Sequence[Lane]) -> list[Patch]:
     """All of it or nothing."""
     mode = share.mode(os.environ)
-    store = None if mode == "off" else Store(protect=mode == "strict")
+    store = None if mode == "off" else _store(mode)
     for lane in lanes:
         lane.weights.read = Report(store, lane).now
     if store is None:
@@ -61,6 +61,25 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
     stores[:] = [store]
     _say(store)
     return found
+
+
+def _store(mode: str) -> Store:
+    watched = os.environ.get(witness.SWITCH, "").strip() not in {"", "0"}
+    return Store(protect=mode == "strict", witness=witness.Witness() if watched else None)
+
+
+def describe() -> dict[str, Any]:
+    """The store for ``GET /debug/weights``; takes as long as hashing every master, where that is asked for."""
+    if not stores:
+        return {"mode": "off", "files": [], "hashed": None, "changed": None}
+    store = stores[0]
+    watched = store.witness
+    return {
+        "mode": "strict" if store.protect else "on",
+        "files": store.describe(),
+        "hashed": None if watched is None else len(watched),
+        "changed": None if watched is None else watched.changed(),
+    }
 
 
 def _say(store: Store) -> None:

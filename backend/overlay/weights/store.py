@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -19,6 +20,7 @@ from backend.overlay.weights import pages
 from backend.overlay.weights.files import File, FileKey
 from backend.overlay.weights.ledger import Ledger
 from backend.overlay.weights.sealed import Memory
+from backend.overlay.weights.witness import Witness
 
 T = TypeVar("T")
 
@@ -78,8 +80,9 @@ class Store:
     the weak tables, which is one step each.
     """
 
-    def __init__(self, protect: bool = True) -> None:
+    def __init__(self, protect: bool = True, witness: Witness | None = None) -> None:
         self.protect = protect
+        self.witness = witness
         self.memory = Memory(protect)
         self.ledgers: PerLane[Ledger] = PerLane(Ledger)
         self._files: WeakValueDictionary[FileKey, File] = WeakValueDictionary()
@@ -112,6 +115,8 @@ class Store:
                 if not isinstance(values, dict) or FileKey.of(path) != key:
                     return values, metadata, None
                 found = File(key, values, metadata, self.memory)
+            if self.witness is not None:
+                self.witness.read(found)
             weakref.finalize(found, ledger.evicted).atexit = False
             for tensor in found.sealed:
                 self._made[tensor.untyped_storage().data_ptr()] = tensor
@@ -158,6 +163,8 @@ class Store:
             setattr(made, _HISTORY, key)
             self._masters[key] = made
             self._made[made.untyped_storage().data_ptr()] = made
+        if self.witness is not None:
+            self.witness.made(made, key)
         with self._counting:
             self.conversions += 1
         if certain:
@@ -206,6 +213,14 @@ class Store:
             if holding.lane is not None
             and (UNKNOWN in paths or any(file.key.path in paths for file in holding.files))
         }
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every file some module uses: its name, bytes, whether it is mapped, and the lanes with models over it."""
+        return [
+            {"file": Path(file.key.path).name, "bytes": file.nbytes, "mapped": file.mapped,
+             "gpus": sorted(self.lanes_over([file.key.path]))}
+            for file in self.files()
+        ]
 
     def snapshot(self) -> Snapshot:
         """What there is now."""

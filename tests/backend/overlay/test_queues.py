@@ -12,7 +12,8 @@ from backend.context import current_job, in_lane
 from backend.lanes import Lane
 from backend.overlay.history import History, outcome_of, showable
 from backend.overlay.interrupts import Interrupts
-from backend.overlay.queues import Queues, RebuildExecutor, client_of
+from backend.overlay.items import client_of
+from backend.overlay.queues import Queues, RebuildExecutor
 from tests.doubles.checkout import loaded
 
 
@@ -219,3 +220,24 @@ def test_what_the_history_cannot_show_becomes_text() -> None:
     odd = showable({"outputs": {"1": {"x": [object()]}}})
     assert "object" in odd["outputs"]["1"]["x"][0]
     assert outcome_of(None) == "success"
+
+
+def test_a_lane_that_is_to_forget_gives_no_job_to_its_old_executor(queues: Queues) -> None:
+    """Told while it waits or while a job waits: the worker leaves its loop first, and the job is there afterwards."""
+    queue, seen = queues.lanes[0], []
+
+    def worker() -> None:
+        for _ in range(2):
+            try:
+                seen.append(queue.get(timeout=30))
+            except RebuildExecutor:
+                seen.append(None)
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    queue.renew()
+    queue.put(item(0, "a"))
+    thread.join(30)
+    assert not thread.is_alive()
+    assert seen[0] is None
+    assert seen[1][0][1] == "a"

@@ -21,6 +21,7 @@ from backend.overlay.weights.loading import loading
 from backend.overlay.weights.report import Report
 from backend.overlay.weights.sealed import CHUNK, SMALL, Memory, content
 from backend.overlay.weights.store import Store
+from backend.overlay.weights.witness import Witness
 from tests.backend.overlay.test_weights_store import pickled, reading, write
 
 pytestmark = pytest.mark.skipif(
@@ -246,6 +247,25 @@ def test_a_lanes_bytes_are_added_up(store: Store, tmp_path: Path):
         _other = load(store, path)
     assert store.ledgers.of(0).evictions == 1
     assert Report(store, Lane(1, "cpu")).now().loads == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_witness_sees_every_master(tmp_path: Path, dtype: torch.dtype):
+    """Files and conversions are hashed when they are made; one other byte in any of them is told."""
+    store = Store(protect=False, witness=Witness())
+    assert store.witness is not None
+    path = write(tmp_path / "a.safetensors", dtype)
+    values, _, file = store.load(str(path), lambda: reading(path))
+    half = store.master(values["b.weight"], torch.bfloat16)
+    assert len(store.witness) == 2
+    assert store.witness.changed() == []
+    half[0, 0] += 1.0
+    assert len(store.witness.changed()) == 1
+    assert file is not None
+    values["a.bias"].add_(1.0)
+    assert store.witness.changed()[0] == file.key.path
+    store.written()
+    assert store.witness.changed() == []
 
 
 def test_without_a_store_a_lane_counts_its_loaded_models():
