@@ -26,7 +26,7 @@ from gateway.observe.metrics import Metrics
 from gateway.ratelimit import Limiter
 from gateway.request import Kind, Request
 from gateway.spread import Spread
-from gateway.wire.answer import Answer, error_answer, render
+from gateway.wire.answer import Made, error_answer, render
 from gateway.wire.client import ClientConnection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.exchange import Exchange
@@ -34,7 +34,7 @@ from gateway.wire.fields import GPU_HEADER
 from gateway.wire.pool import Pool
 from gateway.ws_bridge import Bridges
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[Made]]
 
 FRONT: Final = "front"
 """The ``gpu`` label of what the front door sends without choosing a GPU."""

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gateway.api.events import EventRoutes
 from gateway.api.generate import GenerateRoutes, QueueAll
 from gateway.api.hand_in import Desks
 from gateway.api.jobs import JobRoutes
@@ -30,7 +31,12 @@ class Api:
     ) -> None:
         self.watch = Watch(desk.journal)
         desks = Desks(desk, fleet)
-        self._jobs = JobRoutes(desk, desks, self.watch, fleet.gpus, self._more)
+        self._desk = desk
+        self._jobs = jobs = JobRoutes(desk, desks, self.watch, fleet.gpus, self._more)
+        self._events = EventRoutes(desk.journal, desk.live, self.watch, jobs.known, jobs.show)
+        desk.live.on_news = self.watch.ring
+        desk.live.on_end = self._over
+        self.watch.on_wait = self._waits
         self._generate = GenerateRoutes(fleet, ask, queue_all, desks, self.watch, gpu_ports)
         self.table = Table([*self._job_routes(), *self._generate_routes()])
 
@@ -48,7 +54,22 @@ class Api:
         self.watch.leave()
 
     def _more(self, record: Record) -> Mapping[str, Any]:
-        return {"progress": None, "position": None, "eta_seconds": None}
+        progress = None if record.ended else self._desk.live.of(record.id)
+        return {
+            "progress": None if progress is None else progress.shown(),
+            "position": None,
+            "eta_seconds": None,
+        }
+
+    def _over(self, job: str) -> None:
+        """The backend says that a job is over: see at once how it ended, if somebody waits for that."""
+        if self.watch.waited(job):
+            self._desk.tracker.look_soon()
+
+    def _waits(self, job: str) -> None:
+        """Somebody begins to wait: the backend may have said before that it need not be for long."""
+        if self._desk.live.over(job):
+            self._desk.tracker.look_soon()
 
     def _job_routes(self) -> list[Route]:
         jobs = self._jobs
@@ -66,6 +87,12 @@ class Api:
                 "cursor": {"type": "integer", "minimum": 0, "description": "The field next of the page before."},
             }),
             Route("GET", "/jobs/{id}", jobs.one, "One job.", {200: "Job", 400: "Error", 404: "Error"}, query=wait),
+            Route("GET", "/jobs/{id}/events", self._events.events, "A job's states and progress as they come.", {
+                200: "text/event-stream", 204: "", 404: "Error",
+            }, headers={"Last-Event-ID": {"type": "string"}}),
+            Route("GET", "/jobs/{id}/preview", jobs.preview, "The newest preview of a running job.", {
+                200: "image/jpeg", 404: "Error",
+            }),
             Route("GET", "/jobs/{id}/outputs/{n}", jobs.output, "The bytes of one output.", {
                 200: "*/*", 206: "*/*", 304: "", 404: "Error", 416: "", 503: "Error",
             }),

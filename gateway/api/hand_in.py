@@ -66,18 +66,16 @@ class Desks:
 def rewritten(
     incoming: Incoming, target: bytes, body: bytes, gpu: int | None, extra: tuple[tuple[bytes, bytes], ...] = ()
 ) -> Incoming:
-    """The same client's request as a POST of JSON to ``target``."""
+    """The same client's request as a POST of JSON to ``target``, for this GPU."""
     json_type = (b"Content-Type", b"application/json")
     drop = (*_OF_THE_BODY, *_OWN)
     headers = [pair for pair in incoming.request.headers if not pair[0].lower().startswith(drop)]
     lines = [line for line in incoming.lines.split(b"\r\n") if line and not line.lower().startswith(drop)]
     lines.append(b"%b: %b" % json_type)
-    if gpu is not None:
-        lines.append(b"%b: %d" % (GPU_HEADER, gpu))
     request = replace(
         incoming.request, method=b"POST", target=target, headers=[*headers, json_type, *extra], gpu=gpu
     )
-    return replace(incoming, request=request, body=body, lines=b"".join(b"%b\r\n" % line for line in lines))
+    return replace(incoming, request=request, body=body, lines=b"".join(b"%b\r\n" % each for each in lines))
 
 
 def told(value: Mapping[str, Any]) -> bytes:

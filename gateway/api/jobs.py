@@ -174,6 +174,13 @@ class JobRoutes:
             raise GatewayError(NOT_FOUND, text, details)
         return Fetch(outputs[int(number)].target, (), record.gpu)
 
+    async def preview(self, call: Call) -> Made:
+        """``GET /jobs/{id}/preview``."""
+        progress = self._desk.live.of(self.known(call).id)
+        if progress is None or not progress.preview:
+            raise GatewayError(NOT_FOUND, "There is no preview of this job.", "It does not run, or makes none.")
+        return Answer(200, ((b"Content-Type", b"image/jpeg"), _NO_STORE), progress.preview)
+
     # Stop
 
     async def cancel(self, call: Call) -> Made:

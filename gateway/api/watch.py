@@ -6,7 +6,7 @@ time, never truth: whoever waits looks again after a while anyway. Must never kn
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from gateway.jobs.journal import Journal
@@ -46,6 +46,8 @@ class Watch:
     def __init__(self, journal: Journal) -> None:
         self.leaving = False
         """Whether the gateway ends, so that nobody should wait on."""
+        self.on_wait: Callable[[str], None] = _nobody
+        """Called when somebody begins to wait for a job."""
         self._journal = journal
         self._bells: dict[str, set[Bell]] = {}
 
@@ -54,6 +56,10 @@ class Watch:
         async with self._journal.bus.subscribe() as news:
             while True:
                 self.ring((await news.get()).id)
+
+    def waited(self, job: str) -> bool:
+        """Whether anybody waits for this job."""
+        return job in self._bells
 
     def ring(self, job: str) -> None:
         """Something about this job has changed."""
@@ -73,6 +79,7 @@ class Watch:
         bell = Bell()
         bells = self._bells.setdefault(job, set())
         bells.add(bell)
+        self.on_wait(job)
         try:
             yield bell
         finally:
@@ -99,3 +106,7 @@ class Watch:
         until = loop.time() + seconds
         records = [await self.ended(job, max(0.0, until - loop.time())) for job in jobs]
         return all(record is None or record.ended for record in records)
+
+
+def _nobody(job: str) -> None:
+    """Nobody wants to know."""

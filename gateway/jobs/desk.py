@@ -22,6 +22,7 @@ from gateway.jobs.entry import farewells
 from gateway.jobs.history import History
 from gateway.jobs.incoming import Incoming
 from gateway.jobs.journal import Journal
+from gateway.jobs.live import Live
 from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.store import Store
@@ -73,6 +74,7 @@ class Desk:
             )
             for peer in peers
         ]
+        self.live = Live([(each.backend.url, members[each.index]) for each in layout(config)], journal)
         self._control = Control(journal, peers, self.tracker)
         self._history = History(journal, peers)
         for member, recovery in zip(members, self.recoveries, strict=True):
@@ -98,6 +100,7 @@ class Desk:
             tasks.create_task(self.tracker.run(), name="tracker")
             for recovery in self.recoveries:
                 tasks.create_task(recovery.run(), name="recovery")
+            tasks.create_task(self.live.run(), name="live-events")
             tasks.create_task(self._sweep(), name="retention")
 
     def on_recovered(self, call: Callable[[Member], None]) -> None:
