@@ -8,7 +8,7 @@ import importlib
 
 from backend.overlay import workers
 from backend.overlay.patch import Patch
-from backend.overlay.patches import ahead, execution, graph, interrupt, issue, progress, server
+from backend.overlay.patches import ahead, execution, graph, interrupt, issue, previews, progress, server
 from backend.overlay.state import State
 
 BY_LANES = ("randomness", "files", "threads", "models", "switches", "weights")
@@ -20,6 +20,7 @@ def all_patches(state: State) -> list[Patch]:
     for name in BY_LANES:
         # These import torch, which ComfyUI wants to load itself: not before they are needed.
         found += importlib.import_module(f"backend.overlay.patches.{name}").patches(state.lanes)
+    found += importlib.import_module("backend.overlay.patches.attention").patches()
     for own in (progress, graph, interrupt, server, execution, ahead, issue, workers):
         found += own.patches(state)
-    return found
+    return found + previews.patches()

@@ -1,24 +1,22 @@
 """Memory state of ``comfy.model_management`` that several lanes share or must not share.
 
-Owns cached device memory, pinned host memory, cast buffers and the release of cached results when memory is short.
-Most of it exists in newer versions only. Knows nothing of which models are loaded.
+Owns pinned host memory, cast buffers and the release of cached results when memory is short, which newer versions
+have. How often memory is tidied up is in ``tidying``. Knows nothing of which models are loaded.
 """
 
 import functools
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from backend.context import PerLane, current_lane
+from backend.context import PerLane
 from backend.lanes import Lane
 from backend.overlay.patch import Patch, params, params_start
+from backend.overlay.patches import tidying
 
 MANAGEMENT: Final = "comfy.model_management"
 MEMORY: Final = "comfy.memory_management"
-EMPTY_CACHE_SECONDS: Final = 10.0
-"""``empty_cache`` gives back the cached memory of every GPU and makes each of them wait."""
 
 
 def only_present(patches: Sequence[Patch]) -> list[Patch]:
@@ -39,19 +37,10 @@ def only_present(patches: Sequence[Patch]) -> list[Patch]:
 
 
 def patches(lanes: Sequence[Lane]) -> list[Patch]:
-    """Cached memory in every version; pins, buffers and release callbacks where the version has them."""
-    gpus = {lane.device for lane in lanes if lane.device != "cpu"}
+    """Collecting and cached memory in every version; pins, buffers and release callbacks where the version has them."""
     pins = threading.RLock()
     release = _Release()
     shared_buffers = "a lane's cast would go through a buffer another lane is reading"
-    found = [
-        Patch(
-            f"{MANAGEMENT}:soft_empty_cache",
-            functools.partial(_soft_empty_cache, Throttle(EMPTY_CACHE_SECONDS) if len(gpus) > 1 else None),
-            f"it stalls every GPU and throws their caches away: at most once in {EMPTY_CACHE_SECONDS:.0f} s from lanes",
-            params("force"),
-        ),
-    ]
     newer = [
         Patch(f"{MANAGEMENT}:{name}", functools.partial(_locked, pins), "one budget counted by several threads", shape)
         for name, shape in (("pin_memory", params("tensor")), ("unpin_memory", params("tensor")))
@@ -76,24 +65,7 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
             params_start("target"),
         ),
     ]
-    return found + only_present(newer)
-
-
-class Throttle:
-    """Lets one call through per so many seconds, whoever asks; thread-safe."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last: float | None = None
-        self._lock = threading.Lock()
-
-    def allows(self, now: float) -> bool:
-        """Whether the call at ``now`` (seconds of one monotonic clock) goes through."""
-        with self._lock:
-            if self._last is not None and now - self._last < self._seconds:
-                return False
-            self._last = now
-            return True
+    return tidying.patches(lanes) + only_present(newer)
 
 
 class LaneDict(dict[Any, Any]):
@@ -173,15 +145,6 @@ class _Release:
 
 def _weak_set(original: Any) -> LaneSet:
     return LaneSet(weakref.WeakSet)
-
-
-def _soft_empty_cache(throttle: Throttle | None, original: Callable[..., None]) -> Any:
-    @functools.wraps(original)
-    def soft_empty_cache(force: bool = False) -> None:
-        if throttle is None or force or current_lane() is None or throttle.allows(time.monotonic()):
-            original(force)
-
-    return soft_empty_cache
 
 
 def _locked(lock: Any, original: Callable[..., Any]) -> Any:

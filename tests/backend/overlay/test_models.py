@@ -14,7 +14,7 @@ import torch
 
 from backend.context import in_lane
 from backend.lanes import Lane
-from backend.overlay.patches import memory, model_lists, models
+from backend.overlay.patches import model_lists, models, tidying
 from backend.overlay.patches.model_lists import LaneList, WrongLaneError
 from backend.overlay.serialize import Packs
 from tests.backend.overlay.doubles import Patcher, cpu_lanes, installed, job
@@ -267,7 +267,7 @@ def test_emptying_the_cache_is_rationed_between_gpus(comfy: Modules, monkeypatch
     """With several GPUs a lane empties the cache at most once in ten seconds unless it must; the server always may."""
     management: Any = comfy["comfy.model_management"]
     now = [100.0]
-    monkeypatch.setattr(memory.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tidying.time, "monotonic", lambda: now[0])
     with installed(models.patches([Lane(0, "cuda:0"), Lane(1, "cuda:1")])):
         with job(0):
             management.soft_empty_cache()

@@ -5,6 +5,7 @@ import comfy.options
 comfy.options.enable_args_parsing()
 
 import asyncio  # noqa: E402 (the order of a script)
+import gc  # noqa: E402
 import threading  # noqa: E402
 
 import comfy.model_management  # noqa: E402
@@ -31,6 +32,8 @@ def prompt_worker(q, server_instance):
                 server_instance.send_sync("executing", data, server_instance.client_id)
         if q.get_flags().get("unload_models"):
             comfy.model_management.unload_all_models()
+            gc.collect()
+            comfy.model_management.soft_empty_cache()
 
 
 def hijack_progress(server_instance):
