@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gateway.api.comfy import ComfyJobRoutes
 from gateway.api.events import EventRoutes
 from gateway.api.generate import GenerateRoutes, QueueAll
 from gateway.api.hand_in import Desks
@@ -38,7 +39,8 @@ class Api:
         desk.live.on_end = self._over
         self.watch.on_wait = self._waits
         self._generate = GenerateRoutes(fleet, ask, queue_all, desks, self.watch, gpu_ports)
-        self.table = Table([*self._job_routes(), *self._generate_routes()])
+        self._comfy = ComfyJobRoutes(desk, desks)
+        self.table = Table([*self._job_routes(), *self._generate_routes(), *self._comfy_routes()])
 
     def find(self, method: bytes, target: bytes, *, front: bool) -> Found | None:
         """Who answers this request; see ``Table.find``."""
@@ -97,6 +99,28 @@ class Api:
                 200: "*/*", 206: "*/*", 304: "", 404: "Error", 416: "", 503: "Error",
             }),
             Route("DELETE", "/jobs/{id}", jobs.cancel, "Cancel a job, wherever it is.", _JOB, kind=Kind.CONTROL),
+        ]  # fmt: skip
+
+    def _comfy_routes(self) -> list[Route]:
+        its = self._comfy
+        whole = {"type": "integer"}
+        text = {"type": "string"}
+        return [
+            Route("GET", "/api/jobs", its.all, "List jobs as newer ComfyUI does.", {
+                200: "ComfyJobList", 400: "ComfyError",
+            }, query={
+                "status": text, "workflow_id": text, "sort_by": text, "sort_order": text, "limit": whole,
+                "offset": whole,
+            }, everywhere=True),
+            Route("GET", "/api/jobs/{id}", its.one, "One job as newer ComfyUI shows it.", {
+                200: "ComfyJob", 404: "ComfyError",
+            }, everywhere=True),
+            Route("POST", "/api/jobs/{id}/cancel", its.cancel, "Cancel a job as newer ComfyUI does.", {
+                200: "ComfyCancelled",
+            }, kind=Kind.CONTROL, everywhere=True),
+            Route("POST", "/api/jobs/cancel", its.cancel_many, "Cancel jobs as newer ComfyUI does.", {
+                200: "ComfyCancelled", 400: "ComfyError",
+            }, body="ComfyCancel", kind=Kind.CONTROL, everywhere=True),
         ]  # fmt: skip
 
     def _generate_routes(self) -> list[Route]:
