@@ -4,9 +4,8 @@ Alone knows all the others. Must never hold an algorithm: what it decides is onl
 """
 
 import asyncio
+import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
@@ -32,14 +31,17 @@ from gateway.jobs.store import StoreError
 from gateway.layout import layout
 from gateway.observe.metrics import Metrics
 from gateway.opening import StartError, check_free
-from gateway.process import apply_to_process, backend_line, log_to_stderr, loop_factory, say
+from gateway.process import apply_to_process
 from gateway.ratelimit import Limiter
 from gateway.reload import Part, Read, reread
 from gateway.server import Server
+from gateway.systemd import given_sockets, notify, reloading
 from gateway.ws_keep import Keeper
 
 log = logging.getLogger("gateway.app")
 
+PATIENCE: Final = 10.0
+"""Seconds that clients wait at most for a backend that was taken over; then they are told that it is not ready."""
 WATCH: Final = 1.0
 """Seconds between two looks at the files of keys and certificate."""
 
@@ -91,6 +93,10 @@ class App:
         self.server = Server(config, self.fleet, *parts)
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
         self._say = say
+        self._env = env
+        self._leaving = False
+        self._inherited = False
+        """Whether a backend is at work already: clients are let in once it is known what it has to do."""
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
@@ -110,11 +116,18 @@ class App:
 
     def reload(self) -> None:
         """Read the configuration again and go by it as far as that can be done while running; drops nothing."""
-        if self._read is None or (config := reread(self.config, self._read)) is None:
-            return
-        self.config = config
-        for part in self.parts:
-            part(config)
+        notify(self._env, *reloading())
+        config = reread(self.config, self._read) if self._read is not None else None
+        if config is not None:
+            self.config = config
+            for part in self.parts:
+                part(config)
+        notify(self._env, "READY=1")
+
+    def leave(self) -> None:
+        """End in order, but let the backends go on for the gateway that comes next; without a journal: ``stop``."""
+        self._leaving = self.estate is not None
+        self.stop()
 
     def stop(self) -> None:
         """End in order; called again: at once."""
@@ -138,10 +151,14 @@ class App:
                 log.info("a backend is left over (process %d) that is no longer wanted: ending it", life.pid)
                 await end(life, self.config.backend.stop_timeout)
         for upkeep in self.upkeeps:
-            if upkeep.supervisor is not None and not await upkeep.supervisor.inherit():
+            if upkeep.supervisor is None:
+                continue
+            if await upkeep.supervisor.inherit():
+                self._inherited = True
+            else:
                 check_free(upkeep.url)
         try:
-            await self.server.start()
+            await self.server.start(given_sockets(self._env), hold=self._inherited)
         except OSError as error:
             raise StartError(error.strerror or str(error)) from error
         try:
@@ -162,8 +179,12 @@ class App:
             for upkeep in self.upkeeps
             if upkeep.supervisor is not None
         ]
+        opener = tasks.create_task(self._open(), name="open") if self._inherited else None
         await self._stop.wait()
         announcer.cancel()
+        if opener is not None:
+            opener.cancel()
+        notify(self._env, "STOPPING=1")
         # The backend stays until the last request in flight has its answer.
         await self._unless_hurried(self.server.drain(self.config.timeouts.drain))
         for poller in pollers:
@@ -175,7 +196,13 @@ class App:
             keeper.cancel()
         if desk is not None and self.desk is not None:
             desk.cancel()
-            await self.desk.part([supervisor.member for supervisor, _ in supervised])
+            if not self._leaving:
+                await self.desk.part([supervisor.member for supervisor, _ in supervised])
+        if self._leaving:
+            for supervisor, backend in supervised:
+                supervisor.leave()
+                backend.cancel()
+            return
         for supervisor, _ in supervised:
             supervisor.stop()
         await self._unless_hurried(_all([backend for _, backend in supervised]))
@@ -199,10 +226,18 @@ class App:
             self._failure = str(error)
             self._stop.set()
 
+    async def _open(self) -> None:
+        """Let clients in as soon as a backend takes jobs; those who connect to a socket that was handed over wait."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self._ready.wait()
+        await self.server.serve()
+
     async def _announce(self) -> None:
         await self._ready.wait()
         for line in banner(self.config, self.server.bound, self.fleet):
             self._say(line)
+        notify(self._env, "READY=1", "STATUS=every backend is ready")
 
     def _bridge_keeper(self, desk: Desk) -> Keeper:
         """Who holds clients' sockets while the backend is away; it is back when its jobs are."""
@@ -261,34 +296,3 @@ def _named(line: Callable[[str], None], index: int) -> Callable[[str], None]:
 
 async def _finish(work: "Coroutine[Any, Any, object] | asyncio.Future[Any]") -> None:
     await work
-
-
-def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read: Read | None = None) -> None:
-    """Run the gateway until it is told to stop; raises ``StartError`` or ``ValueError`` with a line for the user.
-
-    ``read`` gives configuration and warnings anew, for a reload.
-    """
-    log_to_stderr(config.log.level)
-    for warning in warnings:
-        log.warning("%s", warning)
-    apply_to_process(config)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_main(config, env, read))
-
-
-async def _main(config: Config, env: Mapping[str, str], read: Read | None) -> None:
-    app = App(config, env, say, backend_line, read)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, app.stop)
-    terminal = next((file for file in (0, 1, 2) if os.isatty(file)), None)
-
-    def hung_up() -> None:
-        # Also what a terminal sends that is closed; then nobody is left to stop it otherwise.
-        if terminal is not None and not os.isatty(terminal):
-            app.stop()
-        else:
-            app.reload()
-
-    loop.add_signal_handler(signal.SIGHUP, hung_up)
-    await app.run()

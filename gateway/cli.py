@@ -93,9 +93,9 @@ def _check(file: Path) -> int:
 
 
 def _up(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    from gateway.app import run  # noqa: PLC0415
     from gateway.config_load import ConfigError, load  # noqa: PLC0415
     from gateway.opening import StartError  # noqa: PLC0415
+    from gateway.run import run  # noqa: PLC0415
 
     def change(config: Config) -> Config:
         return effective(config, args, rest, os.environ)

@@ -7,8 +7,9 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gateway.api.front import Api
 from gateway.auth.certificate import Certificate
@@ -79,6 +80,7 @@ class Server:
         self.pools = self._proxy.pools
         self.bridges = self._proxy.bridges
         self._servers: list[asyncio.Server] = []
+        self._given: dict[tuple[str, int], socket.socket] = {}
         self._deadlines: Deadlines | None = None
         self.bound: list[Bound] = []
         """What is listened on, the front door first."""
@@ -98,12 +100,18 @@ class Server:
         """Whether any client is here: an open connection or a bridge."""
         return self._proxy.busy
 
-    async def start(self) -> list[Bound]:
+    async def start(
+        self, given: Mapping[tuple[str, int], socket.socket] | None = None, *, hold: bool = False
+    ) -> list[Bound]:
         """Listen on all ports of the configuration; give the addresses, with the ports the system chose for 0.
+
+        ``given`` are sockets that listen already, by address: they are used in place of new ones. With ``hold`` nobody
+        is let in before ``serve``: who connects to a given socket meanwhile waits.
 
         Raise ``OSError`` whose text names the address when one cannot be had; then nothing is left listening.
         """
         listen = self._config.listen
+        self._given = dict(given or {})
         self._deadlines = Deadlines(asyncio.get_running_loop(), step_of(self._config.timeouts))
         self._proxy.start(self._deadlines)
         ports: list[tuple[int, int | None]] = [(listen.front_port, None)]
@@ -111,7 +119,9 @@ class Server:
         try:
             for port, gpu in ports:
                 for host in listen.host:
-                    await self._listen(host, port, gpu)
+                    await self._listen(host, port, gpu, hold=hold)
+            for host, port in self._given:
+                _log.warning("a socket for %s port %d was handed over, but no setting names it", host, port)
         except OSError:
             await self.close()
             raise
@@ -160,13 +170,24 @@ class Server:
             self._deadlines = None
             await self._gone()
 
-    async def _listen(self, host: str, port: int, gpu: int | None) -> None:
+    async def serve(self) -> None:
+        """Let clients in, after ``start`` with ``hold``."""
+        for server in self._servers:
+            await server.start_serving()
+
+    async def _listen(self, host: str, port: int, gpu: int | None, *, hold: bool) -> None:
         proxy = self._proxy
         loop = asyncio.get_running_loop()
         tls = self._certificate.context if self._certificate is not None else None
+        given = self._given.pop((host, port), None)
+        where: dict[str, Any] = {"host": host, "port": port} if given is None else {"sock": given}
         try:
             server = await loop.create_server(
-                lambda: ClientConnection(proxy, gpu), host, port, backlog=self._config.listen.backlog, ssl=tls
+                lambda: ClientConnection(proxy, gpu),
+                backlog=self._config.listen.backlog,
+                ssl=tls,
+                start_serving=not hold,
+                **where,
             )
         except OSError as error:
             number = error.errno if error.errno in {errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL} else None

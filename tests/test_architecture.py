@@ -43,7 +43,9 @@ RUNGS = [
     "gateway.reload",
     "gateway.banner",
     "gateway.opening",
+    "gateway.systemd",
     "gateway.app",
+    "gateway.run",
     "gateway.cli",
     "gateway.__main__",
 ]

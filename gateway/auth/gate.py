@@ -44,7 +44,7 @@ _ADMIN: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 # What anybody may ask, for those who look after the service know no key.
-_OPEN: Final = frozenset({b"/health", b"/ready"})
+_OPEN: Final = frozenset({b"/health", b"/live", b"/ready"})
 
 _CREDENTIALS: Final = re.compile(
     rb"(?:\A|(?<=\r\n))(authorization|x[-_]api[-_]key|cookie):[ \t]*([^\r]*)\r\n", re.IGNORECASE

@@ -1,4 +1,4 @@
-"""The front door's own routes: ``/metrics``, ``/health`` and ``/queue/all``.
+"""The front door's own routes: ``/metrics``, ``/health``, ``/live``, ``/ready`` and ``/queue/all``.
 
 Owns what they say, also while the backend is down. ``/health`` touches nothing but what the gateway knows, so that it
 may be asked as often as one likes. Must never know how an answer is sent.
@@ -34,7 +34,13 @@ class OwnRoutes:
 
     def table(self) -> dict[bytes, Handler]:
         """Path to handler, as the front door looks them up."""
-        routes = {b"/metrics": self.metrics, b"/health": self.health, b"/queue/all": self.queue_all}
+        routes = {
+            b"/metrics": self.metrics,
+            b"/health": self.health,
+            b"/live": self.live,
+            b"/ready": self.ready,
+            b"/queue/all": self.queue_all,
+        }
         return {path: _reads_only(handler) for path, handler in routes.items()}
 
     async def metrics(self, request: Request) -> Answer:
@@ -63,6 +69,20 @@ class OwnRoutes:
         if healthy:
             return json_answer(200, json.dumps(told).encode(), NO_STORE)
         wait = (b"Retry-After", b"%d" % max(1, fleet.retry_after))
+        return json_answer(503, json.dumps(told).encode(), (*NO_STORE, wait))
+
+    async def live(self, request: Request) -> Answer:
+        """200 while this process answers, whatever the backend does: for those who restart what hangs."""
+        return json_answer(200, b'{"status": "alive"}', NO_STORE)
+
+    async def ready(self, request: Request) -> Answer:
+        """200 when jobs can be sent here, the backend warm and some GPU taking them; else 503 with the reason."""
+        fleet = self._fleet
+        if fleet.up and fleet.healthy:
+            return json_answer(200, b'{"status": "ready"}', NO_STORE)
+        reason = fleet.reason or " ".join(fleet.faults)
+        wait = (b"Retry-After", b"%d" % max(1, fleet.retry_after))
+        told = {"status": "not ready", "reason": reason}
         return json_answer(503, json.dumps(told).encode(), (*NO_STORE, wait))
 
     async def queue_all(self, request: Request) -> Answer:

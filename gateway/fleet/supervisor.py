@@ -71,6 +71,7 @@ class Supervisor:
         self._state = State()
         self._child: Child | Survivor | None = None
         self._estate = estate
+        self._left = False
         self._heritage: Life | None = None
         """A backend that is already there, to be taken over instead of starting one."""
 
@@ -98,6 +99,10 @@ class Supervisor:
         """End the backend and then ``run``; called again, at once."""
         self._events.put_nowait(Stop())
 
+    def leave(self) -> None:
+        """Let the backend go on for the gateway that comes next, where it is noted; ``run`` is to be cancelled then."""
+        self._left = self._estate is not None
+
     async def run(self) -> None:
         """Keep a backend running; returns after ``stop``, raises ``BackendFailedError`` when it is hopeless."""
         self._events.put_nowait(Begin())
@@ -105,7 +110,7 @@ class Supervisor:
             async with asyncio.TaskGroup() as tasks:
                 why = await self._drive(tasks)
         finally:
-            if self._child is not None:
+            if self._child is not None and not self._left:
                 self._child.kill()  # we are being cancelled: nothing may stay behind
         if why:
             raise BackendFailedError(why)

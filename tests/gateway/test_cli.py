@@ -60,7 +60,7 @@ def test_the_file_is_judged_with_what_comes_on_top_of_it(
     file = tmp_path / "config.toml"
     file.write_text(TWO_DEVICES, encoding="utf-8")
     started: list[Config] = []
-    monkeypatch.setattr("gateway.app.run", lambda config, *rest: started.append(config))
+    monkeypatch.setattr("gateway.run.run", lambda config, *rest: started.append(config))
     monkeypatch.delenv("COMFY_NUM_GPUS", raising=False)
     up = ["up", "--config", str(file)]
 
@@ -146,7 +146,7 @@ def test_the_version_is_the_packages():
 def test_the_gateway_never_imports_torch_nor_a_web_framework():
     """Everything that `up` needs is loaded, and nothing of the engine's world nor aiohttp is there."""
     code = (
-        "import sys, gateway.cli, gateway.app, gateway.check, uvloop;"
+        "import sys, gateway.cli, gateway.run, gateway.check, uvloop;"
         "print(*sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'numpy', 'PIL', 'aiohttp', 'backend'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,6 +160,6 @@ def test_starting_costs_a_few_times_what_python_itself_costs():
         subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": ""})
 
     bare = min(timeit.repeat(lambda: start("pass"), number=1, repeat=5))
-    whole = min(timeit.repeat(lambda: start("import gateway.cli, gateway.app, uvloop"), number=1, repeat=5))
+    whole = min(timeit.repeat(lambda: start("import gateway.cli, gateway.run, uvloop"), number=1, repeat=5))
     print(f"python {bare * 1000:.0f} ms, with the gateway {whole * 1000:.0f} ms, ratio {whole / bare:.1f}")
     assert whole < 30 * bare

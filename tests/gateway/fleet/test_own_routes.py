@@ -85,6 +85,21 @@ async def test_health_tells_of_a_gpu_that_takes_no_jobs():
     assert int(fields(answer)[b"Retry-After"]) >= 1
 
 
+async def test_alive_is_not_ready():
+    """Who restarts what hangs asks whether it is alive; who sends jobs asks whether it is ready."""
+    well, ill = routes(DOWN), routes(DOWN, up=False)
+    assert (await well.live(request())).status == (await ill.live(request())).status == 200
+    assert (await well.ready(request())).status == 200
+    answer = await ill.ready(request())
+    assert (answer.status, json.loads(answer.body)["reason"]) == (503, "The backend is starting.")
+    assert int(fields(answer)[b"Retry-After"]) >= 1
+    fleet = Fleet(1)
+    fleet.members[0].backend_up("toy 1", ["cpu"])
+    fleet.members[0].look_ends(fleet.members[0].look_begins(), [(0, 0)], ["it broke"])
+    answer = await OwnRoutes(fleet, Metrics(1, "0"), [asker(DOWN.url)]).ready(request())
+    assert (answer.status, json.loads(answer.body)["reason"]) == (503, "GPU 0 takes no jobs: it broke.")
+
+
 async def test_health_asks_nobody():
     """Healthy or not is read off what the gateway knows; a dead port behind it is not touched."""
     well = await routes(DOWN).health(request())

@@ -1,0 +1,49 @@
+"""From a configuration to a running gateway: log, event loop, signals.
+
+Must never know what the gateway does; ``app.py`` does.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+
+from gateway.app import App
+from gateway.config import Config
+from gateway.process import apply_to_process, backend_line, log_to_stderr, loop_factory, say
+from gateway.reload import Read
+
+log = logging.getLogger("gateway.app")
+
+
+def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read: Read | None = None) -> None:
+    """Run the gateway until it is told to stop; raises ``StartError`` or ``ValueError`` with a line for the user.
+
+    ``read`` gives configuration and warnings anew, for a reload.
+    """
+    log_to_stderr(config.log.level)
+    for warning in warnings:
+        log.warning("%s", warning)
+    apply_to_process(config)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_main(config, env, read))
+
+
+async def _main(config: Config, env: Mapping[str, str], read: Read | None) -> None:
+    app = App(config, env, say, backend_line, read)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, app.stop)
+    terminal = next((file for file in (0, 1, 2) if os.isatty(file)), None)
+
+    def hung_up() -> None:
+        # Also what a terminal sends that is closed; then nobody is left to stop it otherwise.
+        if terminal is not None and not os.isatty(terminal):
+            app.stop()
+        else:
+            app.reload()
+
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
+    loop.add_signal_handler(signal.SIGUSR1, app.leave)
+    await app.run()
