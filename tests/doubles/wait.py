@@ -31,6 +31,6 @@ def alive(pid: int) -> bool:
     """Whether the process runs; one that is dead and not yet collected does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # the second: it went between opening and reading
     return state != "Z"
