@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 ARGS ?=
 
-.PHONY: help up test check bench test-comfyui clean
+.PHONY: help up test check bench test-gpu test-comfyui clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test          lint, types and every test that needs no GPU"
 	@echo "make check         lint and types alone"
 	@echo "make bench         the gateway beside nginx: CPU per request"
+	@echo "make test-gpu      what only a CUDA device can show; says so where there is none"
 	@echo "make test-comfyui  the tests against the ComfyUI that COMFYUI_DIR names"
 	@echo "make clean         remove .venv and caches"
 
@@ -33,6 +34,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu -s tests/gpu $(ARGS)
 
 test-comfyui: $(VENV)/.installed-dev
 	@if [ -z "$$COMFYUI_DIR" ]; then \
