@@ -4,13 +4,14 @@ Owns which requests these are where there is more than one backend; with a singl
 concerns jobs is the journal's first, if there is one. Must never know connections.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from gateway.errors import BACKEND_UNAVAILABLE, GatewayError
-from gateway.fleet import merge
+from gateway.errors import BACKEND_UNAVAILABLE, BAD_REQUEST, GatewayError
+from gateway.fleet import ahead, merge
 from gateway.fleet.ask import AskError
 from gateway.fleet.lanes import Fleet
 from gateway.jobs.answers import unanswered
@@ -53,6 +54,8 @@ class Spread:
             return None
         path = _path(target)
         if kind is _CONTROL:
+            if method == b"POST" and path == b"/preload":
+                return self._preload
             whole = method == b"POST" and (path in _TOLD_TO_ALL if gpu is None else path == b"/interrupt")
             return self._write if whole else None
         if path == b"/view":
@@ -89,6 +92,24 @@ class Spread:
         if gpu is None or _names_a_job(incoming.body):
             return relayed(agreed(await tell(self._peers, incoming)))
         return relayed(agreed(await tell([self._peers.of(gpu)], incoming)))
+
+    async def _preload(self, incoming: Incoming) -> Made:
+        request = incoming.request
+        try:
+            parts = ahead.shares(incoming.body, request.gpu, [peer.member for peer in self._peers])
+        except ValueError as error:
+            raise GatewayError(BAD_REQUEST, f"{error}.", "Ask at the front door.") from error
+        target = request.target
+        asked = [
+            self._peers.of(each.first).send(request.method, target, incoming.lines_for(each), body)
+            for each, body in parts
+        ]
+        try:
+            replies = await asyncio.gather(*asked)
+        except AskError as error:
+            raise unanswered(error) from error
+        status, body = ahead.together([(each.first, reply) for (each, _), reply in zip(parts, replies, strict=True)])
+        return json_answer(status, json.dumps(body).encode())
 
     async def _submit(self, incoming: Incoming) -> Answer:
         peer = self._peers.of(incoming.request.gpu)

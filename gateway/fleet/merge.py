@@ -128,15 +128,16 @@ def history_of_all(told: Told) -> dict[str, Any]:
 def devices_of_all(told: Told) -> dict[str, Any]:
     """``/system_stats``: the first one's system, and every GPU."""
     whole: dict[str, Any] = {}
-    devices: list[Any] = []
+    numbered: dict[str, list[Any]] = {"devices": [], "weights": []}
     for first, reply in told:
         found = _object(reply)
         whole = whole or found
-        listed = found.get("devices")
-        for at, device in enumerate(listed if isinstance(listed, list) else []):
-            if isinstance(device, dict):
-                devices.append({**device, "gpu_id": _number(device, at) + first})
-    return {**whole, "devices": devices}
+        for name, entries in numbered.items():
+            listed = found.get(name)
+            for at, entry in enumerate(listed if isinstance(listed, list) else []):
+                if isinstance(entry, dict):
+                    entries.append({**entry, "gpu_id": _number(entry, at) + first})
+    return {**whole, **{name: entries for name, entries in numbered.items() if entries or name == "devices"}}
 
 
 def is_queues(reply: Reply) -> bool:

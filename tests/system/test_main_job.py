@@ -45,6 +45,21 @@ def test_the_readmes_lines_produce_a_picture_on_each_port(product: Product, tmp_
     assert "execution_success" in done.stdout
 
 
+def test_models_are_loaded_ahead_through_every_door(product: Product):
+    """At the front door on the GPUs of the body, on a port and behind a prefix on that GPU; a wrong one is told."""
+    front, *ports = product.ports
+    asked = {"models": [{"type": "checkpoints", "name": "tiny.safetensors"}]}
+    answer = product.post(front, "/preload", {**asked, "gpus": [1, 3]})
+    assert answer.status == 200, answer
+    assert [each["gpu_id"] for each in answer.json()["preloaded"]] == [1, 3]
+    for port, path in ((ports[2], "/preload"), (front, "/gpu2/api/preload")):
+        answer = product.post(port, path, asked)
+        assert [each["gpu_id"] for each in answer.json()["preloaded"]] == [2]
+    assert product.post(ports[0], "/preload", {**asked, "gpus": [1]}).status == 400
+    held = product.ask(front, "/system_stats").json()["weights"]
+    assert [entry["preloads"] > 0 for entry in held][1:] == [True, True, True]
+
+
 def test_four_jobs_at_once_overlap_in_time(product: Product):
     """One job on each port: at some moment all four run, each on the GPU of its port."""
     front, *ports = product.ports

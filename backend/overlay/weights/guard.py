@@ -62,6 +62,7 @@ class Guard:
         self._lock = threading.Lock()
         self._running: dict[int, Worker] = {}
         self._apart: set[str] = set()
+        self._told = False
 
     @property
     def packs(self) -> frozenset[str]:
@@ -97,7 +98,9 @@ class Guard:
         try:
             paths = self._store.written()
         except OSError as error:
-            log.warning("weights: cannot see whether they were written: %s", error)
+            if not self._told:
+                self._told = True
+                log.warning("weights: cannot see whether they were written: %s", error)
             return
         if paths:
             self._found(paths, [ended, *others])

@@ -78,6 +78,10 @@ def test_devices_keep_counting():
     whole = merge.devices_of_all([(0, one), (2, one)])
     assert whole["system"] == {"os": "posix"}
     assert [each["gpu_id"] for each in whole["devices"]] == [0, 1, 2, 3]
+    assert "weights" not in whole, "plain ComfyUI says nothing of them"
+    two = said({"devices": [], "weights": [{"gpu_id": 0, "host_own": 5}]})
+    whole = merge.devices_of_all([(0, one), (2, two)])
+    assert whole["weights"] == [{"gpu_id": 2, "host_own": 5}]
 
 
 def test_what_is_not_of_its_shape_adds_nothing():
