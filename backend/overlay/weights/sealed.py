@@ -6,6 +6,7 @@ model file on disk can do, memory that was computed can do too. Linux only; else
 """
 
 import ctypes
+import logging
 import mmap
 import os
 import sys
@@ -21,6 +22,10 @@ ALIGNMENT: Final = 64
 SMALL: Final = 64 * 1024
 """Bytes; what is smaller shares a mapping with others, for the kernel allows a process some 65,000 of them."""
 CHUNK: Final = 1024 * 1024
+SEALED: Final = "_weights_sealed"
+"""Attribute of a tensor in such memory: giving its pages back brings its bytes back, which elsewhere loses them."""
+
+log = logging.getLogger("backend.overlay")
 
 
 class Memory:
@@ -28,16 +33,27 @@ class Memory:
 
     def __init__(self, protect: bool) -> None:
         self.protect = protect
+        self.can = True
+        """Whether this process gets such memory; where it does not, it is ordinary memory."""
         self._lock = threading.Lock()
         self._chunk: _Chunk | None = None
 
     def copy(self, source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """``source`` in ``dtype``, stored row by row."""
         size = source.numel() * dtype.itemsize
-        if sys.platform != "linux" or size == 0:
-            return source.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-        if size >= SMALL:
-            return _large(source, dtype, self.protect)
+        if sys.platform == "linux" and size and self.can:
+            try:
+                made = _large(source, dtype, self.protect) if size >= SMALL else self._small(source, dtype, size)
+            except OSError as error:
+                # A system without such files, or a process that may have no more mappings.
+                self.can = False
+                log.warning("weights: a custom node that writes them in place goes unnoticed: %s", error)
+            else:
+                setattr(made, SEALED, True)
+                return made
+        return source.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+
+    def _small(self, source: torch.Tensor, dtype: torch.dtype, size: int) -> torch.Tensor:
         data = bytes(content(source.to(dtype)))
         with self._lock:
             if self._chunk is None or not self._chunk.fits(size):

@@ -19,7 +19,7 @@ from backend.context import PerLane, current_lane
 from backend.overlay.weights import pages
 from backend.overlay.weights.files import File, FileKey
 from backend.overlay.weights.ledger import Ledger
-from backend.overlay.weights.sealed import Memory
+from backend.overlay.weights.sealed import SEALED, Memory
 from backend.overlay.weights.witness import Witness
 
 T = TypeVar("T")
@@ -254,6 +254,8 @@ def _stretches(files: Sequence[File], made: Sequence[torch.Tensor]) -> list[tupl
     """Addresses of whole pages that hold masters, those that touch as one."""
     parts = [(file.region.start, file.region.end) for file in files if file.region is not None]
     for tensor in made:
+        if not getattr(tensor, SEALED, False):
+            continue
         start, end = _bytes(tensor)
         parts.append((start // pages.PAGE * pages.PAGE, -(-end // pages.PAGE) * pages.PAGE))
     found: list[tuple[int, int]] = []

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -199,6 +200,28 @@ def test_sealed_memory_holds_what_it_is_given(size: int, protect: bool):
     del copies, memory
     gc.collect()
     assert maps() == before
+
+
+@pytest.mark.parametrize("broken", ["memfd_create", "map_private"])
+@pytest.mark.parametrize("kind", ["half", "pickled"])
+def test_without_such_memory_ordinary_memory_does(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    broken: str, kind: str,
+):
+    """Loading goes on with one warning, and nobody takes ordinary pages for a file's and gives them away."""
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(12, "as asked")
+
+    monkeypatch.setattr(os if broken == "memfd_create" else pages, broken, fail)
+    path = made(tmp_path, kind)
+    model = load(store, path)
+    before = state(model)
+    assert caplog.text.count("goes unnoticed") == 1
+    model.a.weight.data.mul_(2.0)
+    assert store.written() == []
+    assert torch.equal(model.a.weight, before["a.weight"] * 2.0)
+    assert torch.equal(model.b.weight, before["b.weight"])
 
 
 def maps() -> int:
