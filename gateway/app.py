@@ -79,7 +79,7 @@ class App:
         asks = [upkeep.ask for upkeep in self.upkeeps]
         own = OwnRoutes(self.fleet, self.metrics, asks)
         self.estate, self.desk = keepers(config, self.fleet)
-        self.api = Api(self.desk, self.fleet, asks[0], own.queue_all, self._gpu_ports) if self.desk else None
+        self.api = Api(self.desk, self.fleet, asks[0], own.queue_all, self._gpu_ports, config) if self.desk else None
         try:
             self.guard = Guard(config)
             self.tls = Certificate(config.tls) if config.tls.certificate else None
@@ -113,6 +113,8 @@ class App:
         """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
         if self.desk is not None:
             self.parts.append(self.desk.apply)
+        if self.api is not None:
+            self.parts.append(self.api.apply)
 
     def reload(self) -> None:
         """Read the configuration again and go by it as far as that can be done while running; drops nothing."""

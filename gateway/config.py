@@ -33,6 +33,7 @@ from gateway.spec import (
     Text,
     Url,
 )
+from gateway.webhook import Webhooks
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,6 @@ class Rate:
     """false: what is above the burst is held back (up to max_delay) instead of refused with 429."""
 
 
-NODELAY = "The whole burst passes at once; false: everything above the rate is spaced (nginx without nodelay)."
-"""Why of the key ``nodelay`` of a bucket, which is how the file spells ``delay = None``."""
-
-
 @dataclass(frozen=True)
 class RateLimits:
     """``[rate]``: token buckets per GPU; rate, burst, nodelay and delay mean what they mean in nginx's limit_req."""
@@ -282,6 +279,7 @@ class Config:
     rate: RateLimits = field(default_factory=RateLimits)
     forwarded: Forwarded = field(default_factory=Forwarded)
     jobs: Jobs = field(default_factory=Jobs)
+    webhooks: Webhooks = field(default_factory=Webhooks)
     auth: Auth = field(default_factory=Auth)
     tls: Tls = field(default_factory=Tls)
     log: Log = field(default_factory=Log)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNGS = [
     "gateway",
     "gateway.spec",
+    "gateway.webhook",
     "gateway.config",
     "gateway.layout",
     "gateway.errors",

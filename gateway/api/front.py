@@ -14,6 +14,8 @@ from gateway.api.hand_in import Desks
 from gateway.api.jobs import JobRoutes
 from gateway.api.route import Found, Route, Table
 from gateway.api.watch import Watch
+from gateway.api.webhooks import Deliveries
+from gateway.config import Config
 from gateway.fleet.ask import Ask
 from gateway.fleet.lanes import Fleet
 from gateway.jobs.desk import Desk
@@ -28,13 +30,20 @@ class Api:
     """What the proxy asks whether a request is for it."""
 
     def __init__(
-        self, desk: Desk, fleet: Fleet, ask: Ask, queue_all: QueueAll, gpu_ports: Callable[[], list[int]]
+        self,
+        desk: Desk,
+        fleet: Fleet,
+        ask: Ask,
+        queue_all: QueueAll,
+        gpu_ports: Callable[[], list[int]],
+        config: Config,
     ) -> None:
         self.watch = Watch(desk.journal)
         desks = Desks(desk, fleet)
         self._desk = desk
         self._jobs = jobs = JobRoutes(desk, desks, self.watch, fleet.gpus, self._more)
         self._events = EventRoutes(desk.journal, desk.live, self.watch, jobs.known, jobs.show)
+        self.deliveries = Deliveries(desk.journal, config.webhooks, jobs.show)
         desk.live.on_news = self.watch.ring
         desk.live.on_end = self._over
         self.watch.on_wait = self._waits
@@ -46,10 +55,15 @@ class Api:
         """Who answers this request; see ``Table.find``."""
         return self.table.find(method, target, front=front)
 
+    def apply(self, config: Config) -> None:
+        """Go by other settings of webhooks from now on."""
+        self.deliveries.apply(config.webhooks)
+
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.watch.run(), name="job-bells")
+            tasks.create_task(self.deliveries.run(), name="webhooks")
 
     def leave(self) -> None:
         """The gateway is going to end: who waits for a job is told how it stands."""

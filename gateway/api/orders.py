@@ -121,6 +121,7 @@ def webhook_of(value: object) -> Mapping[str, str]:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable = usable and parts.username is None
     except ValueError:
         usable = False
     if not usable or not url.isascii() or not url.isprintable() or " " in url:

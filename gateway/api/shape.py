@@ -78,7 +78,22 @@ def shown(record: Record, more: Mapping[str, Any]) -> dict[str, Any]:
             }
             for number, output in enumerate(outputs_of(record))
         ],
+        "webhook": _webhook(record),
         "error": None if record.error is None else dict(record.error),
         "links": {"self": own, "events": f"{own}/events", "explain": f"{own}/explain"},
         **more,
+    }
+
+
+def _webhook(record: Record) -> dict[str, Any] | None:
+    """How its webhook stands; where it goes is nobody else's business, for addresses hold tokens."""
+    asked = record.webhook
+    if "url" not in asked:
+        return None
+    return {
+        "delivered_at": asked.get("told"),
+        "tries": asked.get("tries", 0),
+        "next_at": None if asked.get("over") else asked.get("next"),
+        "given_up": bool(asked.get("over")) and asked.get("told") is None,
+        "error": asked.get("why") or None,
     }

@@ -33,6 +33,8 @@ class Journal:
         self.moves: dict[str, int] = {state.value: 0 for state in State}
         """How often a job has entered each state; for metrics."""
         self.usage = Usage()
+        self.defaults: dict[str, Any] = {}
+        """What a new job's record holds unless its submission says otherwise."""
         self._records: dict[str, Record] = {}
         self._keys: dict[str, str] = {}
         self._open: dict[str, None] = {}
@@ -84,7 +86,7 @@ class Journal:
     def draft(self, job: str, **known: Any) -> Record:
         """A new job's record, not kept yet."""
         self._seq += 1
-        return new(job, self._seq, self.clock(), **known)
+        return new(job, self._seq, self.clock(), **{**self.defaults, **known})
 
     async def add(self, record: Record, body: bytes) -> None:
         """Promise a job: durable when this returns. Raises ``TakenError`` or ``StoreError``, and then there is none."""

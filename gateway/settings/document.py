@@ -10,12 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import gateway.config
-from gateway.config import NODELAY, Config, Rate
+from gateway.config import Config, Rate
 from gateway.settings.live import is_live
 from gateway.settings.tables import SECTIONS
 from gateway.settings.units import show_rate, show_seconds, show_size
 from gateway.spec import Spec
+
+NODELAY = "The whole burst passes at once; false: everything above the rate is spaced (nginx without nodelay)."
+"""Why of the key ``nodelay`` of a bucket, which is how the file spells ``delay = None``."""
 
 _UNITS = (
     'Sizes are bytes or such as "64KB", "100MB" (by 1024, as nginx counts); durations are seconds or such as "500ms", '
@@ -65,9 +67,10 @@ def render_markdown() -> str:
 
 @cache
 def reasons() -> dict[tuple[str, str], str]:
-    """The sentence below each field of ``gateway.config``, by class and field."""
+    """The sentence below each field of a section, by class and field."""
     found = {}
-    for node in ast.parse(inspect.getsource(gateway.config)).body:
+    sources = {inspect.getmodule(kind): None for kind in (Rate, *(kind for _, kind, _ in _sections()))}
+    for node in (node for module in sources if module for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for item, after in zip(node.body, node.body[1:], strict=False):
                 match item, after:

@@ -18,6 +18,7 @@ LIVE: Final[Mapping[str, frozenset[str]]] = {
     "timeouts": ALL,
     "rate": ALL,
     "forwarded": ALL,
+    "webhooks": ALL,
     "auth": frozenset({"loopback", "origins", "session"}),
     "log": ALL,
 }

@@ -179,12 +179,14 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(folder: Path, *, up: str = "boot-1", **jobs: Any) -> AsyncIterator[House]:
+async def house(
+    folder: Path, *, up: str = "boot-1", webhooks: dict[str, Any] | None = None, **jobs: Any
+) -> AsyncIterator[House]:
     """A gateway whose journal lies in ``folder``; ``jobs`` are settings, ``up`` the life of its backend."""
     comfy = Comfy()
     async with scripted(comfy.script) as backend:
         settings = {"journal": str(folder), "look": 0.02, **jobs}
-        config = config_for(backend.url, jobs=settings, timeouts={"read": 5.0})
+        config = config_for(backend.url, jobs=settings, timeouts={"read": 5.0}, webhooks=webhooks or {})
         assert isinstance(config.jobs, Jobs)
         fleet = Fleet(config.gpus)
         desk = Desk(config, fleet, SQLiteStore(folder / "jobs.sqlite3"), LocalBus())
@@ -192,7 +194,7 @@ async def house(folder: Path, *, up: str = "boot-1", **jobs: Any) -> AsyncIterat
         metrics = Metrics(config.gpus, "t")
         ask = asker(backend.url)
         own = OwnRoutes(fleet, metrics, [ask])
-        api = Api(desk, fleet, ask, own.queue_all, lambda: server.ports[1:])
+        api = Api(desk, fleet, ask, own.queue_all, lambda: server.ports[1:], config)
         server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own.table(), desk, api)
         await server.start()
         async with asyncio.TaskGroup() as tasks:
