@@ -1,4 +1,4 @@
-"""The command line: ``comfy-gateway up``, ``check``, ``keys`` and ``--version``.
+"""The command line: ``comfy-gateway up``, ``check`` and ``--version``; all other commands are in ``gateway.tools``.
 
 Owns arguments, exit codes and what is printed. Must never import torch, and imports what a command needs only when
 that command runs: ``--version`` and ``check`` answer before an event loop could be made.
@@ -15,6 +15,8 @@ from typing import Final
 from gateway import __version__
 from gateway.config import Config
 from gateway.settings.size import with_gpus
+from gateway.tools.cli import add_tools, tool
+from gateway.tools.completion import completion
 
 DEFAULT_FILE: Final = Path("config.toml")
 
@@ -33,10 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _check(args.file)
     if args.command == "up":
         return _up(args, rest)
-    if args.command == "keys":
-        return _keys(args)
-    parser.print_help()
-    return EXIT_OK
+    if args.command is None:
+        parser.print_help()
+        return EXIT_OK
+    if args.command == "completion":
+        print(completion(parser, args.shell))
+        return EXIT_OK
+    return tool(args)
 
 
 def split_rest(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -117,31 +122,6 @@ def _up(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def _keys(args: argparse.Namespace) -> int:
-    from gateway.auth import command  # noqa: PLC0415
-    from gateway.auth.keys import KeyFileError, Quota, Scope  # noqa: PLC0415
-    from gateway.config_load import ConfigError, load  # noqa: PLC0415
-
-    try:
-        file = args.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-        folder = Path((load(file)[0] if file is not None else Config()).auth.folder)
-        if args.action == "add":
-            quota = Quota(args.rate, args.jobs, args.gpu_seconds)
-            lines = command.add(folder, args.name, Scope(args.scope), quota)
-        elif args.action == "revoke":
-            lines = command.revoke(folder, args.name)
-        else:
-            lines = command.show(folder)
-    except (ConfigError, KeyFileError, ValueError) as error:
-        print(error if isinstance(error, ConfigError) else f"comfy-gateway: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    # The key alone on stdout, so that a script can take it.
-    print(lines[0] if args.action == "add" else "\n".join(lines))
-    if args.action == "add":
-        print(lines[1], file=sys.stderr)
-    return EXIT_OK
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="comfy-gateway", description="One port per GPU, each a complete ComfyUI, and a balanced front door."
@@ -160,36 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--gpus", type=int, metavar="N", help="number of GPUs; ports follow the first (COMFY_NUM_GPUS)")
     check = commands.add_parser("check", help="say what is wrong with a configuration file, as nginx -t does")
     check.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE, metavar="FILE")
-    _keys_parser(commands.add_parser("keys", help="make, list and revoke the keys that clients show"))
+    add_tools(commands)
     return parser
-
-
-def _keys_parser(keys: argparse.ArgumentParser) -> None:
-    keys.add_argument("--config", type=Path, metavar="FILE", help="settings (default ./config.toml if it is there)")
-    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
-    add = actions.add_parser("add", help="make a key and print it, once")
-    add.add_argument("name", help="whose it is: letters, digits, dot, dash, underscore")
-    add.add_argument("--scope", choices=("read", "submit", "admin"), default="submit", help="default: submit")
-    add.add_argument("--rate", type=_bound, default=0.0, metavar="N", help="submissions a second at most")
-    add.add_argument("--jobs", type=_whole_bound, default=0, metavar="N", help="unfinished jobs at most")
-    add.add_argument("--gpu-seconds", type=_bound, default=0.0, metavar="N", help="seconds of GPU a day at most")
-    revoke = actions.add_parser("revoke", help="end a key at once")
-    revoke.add_argument("name")
-    actions.add_parser("list", help="who has a key")
-
-
-def _bound(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no bound: it must be above 0")
-    return value
-
-
-def _whole_bound(text: str) -> int:
-    value = _bound(text)
-    if value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(value)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ RUNGS = [
     "gateway.systemd",
     "gateway.app",
     "gateway.run",
+    "gateway.tools",
     "gateway.cli",
     "gateway.__main__",
 ]

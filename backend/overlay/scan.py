@@ -8,6 +8,7 @@ import ast
 import importlib
 import logging
 import os
+import sys
 import threading
 import time
 import warnings
@@ -158,3 +159,15 @@ def _files(pack: Path) -> Iterator[Path]:
             name for name in subfolders if name not in SKIPPED_FOLDERS and not name.startswith(".")
         )
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """``python -m backend.overlay.scan FOLDER``: what is found in a ComfyUI's custom nodes, if anything."""
+    report = scan([Path(argv[0]) / "custom_nodes"])
+    if report.findings or report.unread or report.left_out:
+        sys.stdout.write("\n".join(report.lines()) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""``status``, ``submit``, ``jobs``, ``cancel``: what they ask the gateway and what they print.
+
+Owns the commands' words and exit codes. Results go to stdout, everything else to stderr.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from gateway.tools.door import Door, ToolError, told
+from gateway.tools.tables import bar, job_rows, status_rows, table
+
+EXIT_JOB_FAILED: Final = 4
+EXIT_JOB_CANCELED: Final = 5
+
+
+def status(door: Door, *, as_json: bool, watch: float) -> int:
+    """How every GPU is; with ``watch`` again and again, that many seconds apart."""
+    while True:
+        health, queues = door.ask("GET", "/health").json(), door.get("/status")
+        running = door.get("/jobs?state=running&limit=200")["jobs"]
+        if as_json:
+            print(json.dumps({"health": health, "status": queues["data"], "running": running}))
+        else:
+            head = f"{health['status']}  backend {health['backend']}  {time.strftime('%H:%M:%S')}"
+            lines = [head, *table(status_rows(queues, running))]
+            if reason := health.get("reason"):
+                lines.append(reason)
+            print("\x1b[2J\x1b[H" * bool(watch) + "\n".join(lines), flush=True)
+        if not watch:
+            return 0 if health["status"] == "healthy" else 1
+        time.sleep(watch)
+
+
+def jobs(door: Door, *, state: str, limit: int, as_json: bool) -> int:
+    """The jobs that the gateway remembers, the youngest first."""
+    found = door.get(f"/jobs?limit={limit}" + (f"&state={quote(state)}" if state else ""))["jobs"]
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(table(job_rows(found, time.time()))))
+    return 0
+
+
+def cancel(door: Door, ids: list[str]) -> int:
+    """Cancel jobs wherever they are."""
+    code = 0
+    for job in ids:
+        reply = door.ask("DELETE", f"/jobs/{quote(job, safe='')}")
+        if reply.status in {200, 202}:
+            print(f"{job} {reply.json()['state'] if reply.status == 200 else 'is being canceled'}")
+        else:
+            print(f"comfy-gateway: {job}: {told(reply)}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def submit(door: Door, file: Path, *, gpu: int | None, wait: bool, folder: Path | None) -> int:
+    """Submit a workflow; with ``wait`` show how far it is, with ``folder`` save what it made there."""
+    order: dict[str, Any] = {"workflow": _workflow(file)}
+    if gpu is not None:
+        order["gpu"] = gpu
+    reply = door.ask("POST", "/jobs", order)
+    if reply.status not in {200, 202}:
+        raise ToolError(_refusal(reply.body) or told(reply))
+    job = reply.json()
+    if not wait and folder is None:
+        print(job["id"])
+        return 0
+    job = _follow(door, job["id"])
+    if job["state"] != "succeeded":
+        error = job.get("error") or {}
+        reason = f": {error.get('message')}" if error.get("message") else ""
+        print(f"comfy-gateway: job {job['id']} {job['state']}{reason}", file=sys.stderr)
+        return EXIT_JOB_CANCELED if job["state"] == "canceled" else EXIT_JOB_FAILED
+    if folder is None:
+        print(job["id"])
+        return 0
+    return _save(door, job, folder)
+
+
+def _workflow(file: Path) -> Any:
+    try:
+        found = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ToolError(f"{file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ToolError(f"{file} is no JSON: {error}") from error
+    if isinstance(found, dict) and "nodes" in found and "links" in found:
+        raise ToolError(f'{file} is in the editor\'s format; in ComfyUI choose "Export (API)" and send that')
+    return found["prompt"] if isinstance(found, dict) and isinstance(found.get("prompt"), dict) else found
+
+
+def _refusal(body: bytes) -> str:
+    """What is wrong with which node, when the backend says so."""
+    try:
+        nodes = json.loads(body)["node_errors"]
+        lines = [
+            f"node {node} ({found['class_type']}): {error['message']} {error['details']}".strip()
+            for node, found in nodes.items()
+            for error in found["errors"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return "; ".join(lines)
+
+
+def _follow(door: Door, job: str) -> Mapping[str, Any]:
+    """Show a job's progress on the terminal until it has ended; a broken line is taken up again."""
+    drawn = sys.stderr.isatty()
+    while True:
+        for name, data in door.events(f"/jobs/{quote(job, safe='')}/events"):
+            if name == "end":
+                print("\r\x1b[K" * drawn, end="", file=sys.stderr, flush=True)
+                found: Mapping[str, Any] = data
+                return found
+            if drawn and name == "progress":
+                print(f"\r\x1b[K{bar(data)}", end="", file=sys.stderr, flush=True)
+            elif name == "state" and not drawn:
+                print(f"{data['state']} on GPU {data['gpu']}", file=sys.stderr)
+        time.sleep(1.0)
+
+
+def _save(door: Door, job: Mapping[str, Any], folder: Path) -> int:
+    if not job["outputs"]:
+        raise ToolError(f"job {job['id']} succeeded and made no file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for output in job["outputs"]:
+            reply = door.ask("GET", output["url"])
+            if reply.status != 200:
+                raise ToolError(f"{output['filename']}: {told(reply)}")
+            # A name from elsewhere names a file in this folder and nothing else.
+            path = folder / Path(output["filename"]).name
+            path.write_bytes(reply.body)
+            print(path)
+    except OSError as error:
+        raise ToolError(f"{folder}: {error.strerror or error}") from error
+    return 0

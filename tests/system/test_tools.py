@@ -1,0 +1,77 @@
+"""The commands against a running gateway, as a person types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.product import ROOT, Product
+from tests.doubles.prompts import sleeping
+from tests.doubles.wait import wait_until
+
+
+def typed(product: Product, *words: str, data: str = "") -> "subprocess.CompletedProcess[str]":
+    """One command, told by the environment where the gateway is."""
+    env = {**os.environ, "COMFY_GATEWAY_URL": f"http://127.0.0.1:{product.ports[0]}", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "gateway", *words]
+    return subprocess.run(command, input=data, env=env, capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_a_workflow_is_submitted_and_its_picture_saved(product: Product, tmp_path: Path):
+    """``submit -o``: the picture lies in the folder and its path is what is printed."""
+    done = typed(product, "submit", str(ROOT / "examples" / "txt2img.json"), "--gpu", "1", "-o", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert Path(line).read_bytes().startswith(b"\x89PNG")
+    assert "running on GPU 1" in done.stderr
+
+
+def test_jobs_are_seen_and_canceled(product: Product):
+    """``submit`` gives the id, ``jobs`` and ``status`` show it, ``cancel`` ends it, and waiting says so."""
+    workflow = json.dumps(sleeping(60.0, 77))
+    done = typed(product, "submit", "-", "--gpu", "2", data=workflow)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+
+    def state() -> str:
+        found = json.loads(typed(product, "jobs", "--json", "--limit", "50").stdout)
+        return str(next(each["state"] for each in found if each["id"] == job))
+
+    wait_until(lambda: state() == "running", 60, "it runs")
+    shown = typed(product, "status")
+    assert shown.returncode == 0, shown.stderr
+    assert job in shown.stdout
+    assert json.loads(typed(product, "status", "--json").stdout)["health"]["status"] == "healthy"
+    assert typed(product, "cancel", job).returncode == 0
+    wait_until(lambda: state() == "canceled", 60, "it is canceled")
+    unknown = typed(product, "cancel", "no-such-job")
+    assert unknown.returncode == 1
+    assert unknown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("workflow", "says"),
+    [('{"1": {"class_type": "NoSuchNode", "inputs": {}}}', "NoSuchNode"), ("[", "is no JSON"), ("{}", "no workflow")],
+)
+def test_what_is_wrong_with_a_workflow_is_one_line(product: Product, workflow: str, says: str):
+    """The node is named; nothing is printed on stdout; the exit code is 1."""
+    done = typed(product, "submit", "-", "--wait", data=workflow)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert says.lower() in done.stderr.lower()
+
+
+def test_a_failed_job_has_its_own_exit_code(product: Product):
+    """4, and the node's own words."""
+    failing = {
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 5}},
+        "2": {"class_type": "TestFail", "inputs": {"value": ["1", 0], "exit_thread": False}},
+        "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+    }
+    done = typed(product, "submit", "-", "--wait", data=json.dumps(failing))
+    assert done.returncode == 4, done.stderr
+    assert " failed: " in done.stderr
