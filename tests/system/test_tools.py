@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,13 @@ def test_what_is_wrong_with_a_workflow_is_one_line(product: Product, workflow: s
     assert says.lower() in done.stderr.lower()
 
 
-def test_a_failed_job_has_its_own_exit_code(product: Product):
+def test_a_failed_job_has_its_own_exit_code(make: Callable[..., Product]):
     """4, and the node's own words."""
     failing = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 5}},
         "2": {"class_type": "TestFail", "inputs": {"value": ["1", 0], "exit_thread": False}},
         "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
     }
-    done = typed(product, "submit", "-", "--wait", data=json.dumps(failing))
+    done = typed(make(gpus=1).start().ready(), "submit", "-", "--wait", data=json.dumps(failing))
     assert done.returncode == 4, done.stderr
     assert " failed: " in done.stderr
