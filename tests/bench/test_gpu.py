@@ -43,8 +43,8 @@ def test_without_a_gpu_nothing_is_measured(capsys: pytest.CaptureFixture[str], m
 def test_dry_it_runs_from_start_to_table() -> None:
     """One plain process, two lanes, two processes of the embedded engine, on the CPU."""
     env = {key: value for key, value in os.environ.items() if key != "COMFYUI_DIR"}
-    command = [sys.executable, "-m", "bench.gpu", "--dry", "--lanes", "1,2", "--jobs", "1"]
+    command = [sys.executable, "-m", "bench.gpu", "--dry", "--lanes", "2", "--jobs", "1"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("DRY RUN on the CPU")
-    assert [line.split(" | ")[1] for line in done.stdout.splitlines()[3:]] == ["plain", "lanes", "lanes", "processes"]
+    assert [line.split(" | ")[1] for line in done.stdout.splitlines()[3:]] == ["plain", "lanes", "processes"]

@@ -37,7 +37,7 @@ class Device:
     """Asks one lane's device, now and then, whether it was still at work when the host had issued everything.
 
     A thread that waits for a full launch queue is busy as far as the system can see; only the device knows better.
-    Used by that lane's calls, one at a time.
+    Used by that lane's calls, as a rule one at a time; two at once lose an answer at most.
     """
 
     def __init__(self, lane: Lane, make: Callable[[], Any] | None = None) -> None:
@@ -61,9 +61,10 @@ class Device:
             self._asked = (began, ended, wall)
 
     def _answer(self) -> None:
-        if self._asked is None:
+        asked = self._asked
+        if asked is None:
             return
-        began, ended, wall = self._asked
+        began, ended, wall = asked
         try:
             if not ended.query():
                 return
@@ -73,10 +74,11 @@ class Device:
         self._asked = None
 
     def _mark(self) -> Any:
-        if self._make is None:
+        make = self._make
+        if make is None:
             return None
         try:
-            event = self._make()
+            event = make()
             if event is not None:
                 event.record()
         except RuntimeError:
