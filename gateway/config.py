@@ -1,16 +1,17 @@
 """``config.toml`` as frozen values: every setting with its default, its unit, its bounds and why one would touch it.
 
-Pure: building a config has no effects. Text such as ``"100MB"`` or ``"10r/s"`` never travels past ``config_load``,
-which reads the bounds here; ``config.toml`` and ``docs/configuration.md`` are written from the sentences here.
+Pure. Text such as ``"10r/s"`` never travels past ``config_load``, which reads the bounds here; ``config.toml`` and
+``docs/configuration.md`` are written from the sentences here.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
+from gateway.config_cache import Cache
 from gateway.spec import (
     MB,
     Burst,
     Count,
+    Delay,
     Flag,
     HeadSize,
     Host,
@@ -28,7 +29,6 @@ from gateway.spec import (
     Share,
     ShareWeights,
     Size,
-    Spec,
     Stay,
     Text,
     Url,
@@ -158,7 +158,7 @@ class Rate:
     """Requests a second, refilled continuously: "10r/s", "600r/m" or a number."""
     burst: Burst
     """Requests above the rate that are let in, so that burst + 1 pass from cold."""
-    delay: Annotated[int | None, Spec("count", 0, 10_000_000)] = None
+    delay: Delay = None
     """In place of nodelay: so many of the burst pass at once, the others are spaced at the rate."""
     refuse: Flag = True
     """false: what is above the burst is held back (up to max_delay) instead of refused with 429."""
@@ -278,6 +278,7 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     rate: RateLimits = field(default_factory=RateLimits)
     forwarded: Forwarded = field(default_factory=Forwarded)
+    cache: Cache = field(default_factory=Cache)
     jobs: Jobs = field(default_factory=Jobs)
     webhooks: Webhooks = field(default_factory=Webhooks)
     auth: Auth = field(default_factory=Auth)

@@ -55,6 +55,7 @@ VERSION_NOT_SUPPORTED = Kind("http_version_not_supported", 505, Side.CLIENT)
 BACKEND_BROKE = Kind("backend_broke", 502, Side.BACKEND)
 BACKEND_UNAVAILABLE = Kind("backend_unavailable", 503, Side.BACKEND, Retry.IF_UNSENT)
 BACKEND_TIMEOUT = Kind("backend_timeout", 504, Side.BACKEND)
+NOT_CACHED = Kind("not_cached", 504, Side.CLIENT)
 GATEWAY_BUSY = Kind("gateway_busy", 503, Side.GATEWAY, Retry.IF_UNSENT)
 INTERNAL = Kind("internal_error", 500, Side.GATEWAY)
 

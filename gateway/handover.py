@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from gateway.auth.gate import ANYBODY, Principal
 from gateway.auth.origin import granted
+from gateway.cache.answering import SharedAnswer
 from gateway.fleet.member import Reservation
 from gateway.jobs.incoming import Incoming
 from gateway.request import Kind, Request
@@ -18,12 +19,11 @@ from gateway.wire.body import Pair
 from gateway.wire.client import ClientConnection
 from gateway.wire.exchange import too_large
 from gateway.wire.head import RequestHead
-from gateway.wire.own import OwnAnswer
 
 Handler = Callable[[Incoming], Awaitable[Made]]
 
 
-class HandedOver(OwnAnswer):
+class HandedOver(SharedAnswer):
     """One request with all that a handler within the gateway needs to know of it."""
 
     _asked = 0.0

@@ -13,13 +13,14 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 from gateway.auth.guard import PAGES, Guard
 from gateway.auth.origin import PREFLIGHT, shared_lines
 from gateway.auth.quotas import Quotas
+from gateway.cache.asking import SHAREABLE
 from gateway.errors import (
     BACKEND_UNAVAILABLE,
     METHOD_NOT_ALLOWED,
     RATE_LIMITED,
     GatewayError,
 )
-from gateway.fleet.member import RETRY_AFTER
+from gateway.fleet.member import RETRY_AFTER, Member
 from gateway.handover import HandedOver
 from gateway.request import Kind, Request, classify, resolved, split_prefix
 from gateway.service import FRONT, Service
@@ -59,7 +60,6 @@ class ProxiedRequest(HandedOver):
     """One request as the gateway sees it; the relay itself is ``Exchange``, what is answered here ``HandedOver``."""
 
     _label = FRONT
-    _note = ""
     _own = False
     """Whether it is a route of ours, which chooses a GPU itself."""
     _claim: Claim | None = None
@@ -202,22 +202,35 @@ class ProxiedRequest(HandedOver):
     def _go(self) -> None:
         if self.ended:
             return
-        proxy, head, gpu = self._proxy, self.head, self._gpu
+        proxy = self._proxy
         if self._desk is not None:
             self._collect(self._desk)
             return
         self._asked = time.monotonic()
+        if proxy.cache is not None and self._kind in SHAREABLE:
+            member = self._member()
+            pool = proxy.pools[member.index]
+            if self.share(proxy.cache, pool, member.boot, self._kind, self._target, self._added_lines()):
+                return
+        self.ask_alone()
+
+    def ask_alone(self) -> None:
+        """Forward it."""
+        proxy, head = self._proxy, self.head
+        lines = head.fields.rewritten or b""
         self.forward(
-            b"%b %b HTTP/1.1\r\n%b%bX-Request-ID: %b\r\n\r\n"
-            % (
-                head.method,
-                self._target,
-                head.fields.rewritten or b"",
-                b"" if gpu is None else proxy.gpu_lines[gpu],
-                self.request_id,
-            ),
-            proxy.pool_of[gpu] if gpu is not None else proxy.pools[proxy.fleet.home(self._address).index],
+            b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, self._target, lines, self._added_lines()),
+            proxy.pools[self._member().index],
         )
+
+    def _member(self) -> Member:
+        """The backend that this goes to."""
+        fleet, gpu = self._proxy.fleet, self._gpu
+        return fleet.home(self._address) if gpu is None else fleet.member(gpu)
+
+    def _added_lines(self) -> bytes:
+        gpu = self._gpu
+        return b"%bX-Request-ID: %b\r\n" % (b"" if gpu is None else self._proxy.gpu_lines[gpu], self.request_id)
 
     def _evicted(self) -> None:
         """The same client asks again while this handshake is under way."""
@@ -314,6 +327,7 @@ class ProxiedRequest(HandedOver):
             self._timer.cancel()
             self._timer = None
         self.drop_task()
+        self.leave_line()
         proxy.running.discard(self)
         metrics = proxy.metrics
         metrics.in_flight -= 1

@@ -13,6 +13,7 @@ from typing import Final
 from gateway.api.front import Api
 from gateway.auth.guard import Guard
 from gateway.auth.quotas import Quotas
+from gateway.cache.cache import Cache
 from gateway.config import Config
 from gateway.errors import GATEWAY_BUSY, GatewayError
 from gateway.fleet.lanes import Fleet
@@ -79,6 +80,8 @@ class Service:
         """One for each backend."""
         self.spread = self._spread(config, places) if len(self.pools) > 1 else None
         """Who takes requests that concern all backends, where there is more than one."""
+        self.cache = Cache(config.cache) if config.cache.enabled else None
+        metrics.watch_cache(self.cache)
         self.bridges = Bridges(metrics)
         self.access = AccessLog(enabled=config.log.access)
         self.clients: set[ClientConnection] = set()
@@ -110,6 +113,8 @@ class Service:
         self._max_clients = config.listen.max_connections
         self.access.want(wanted=config.log.access)
         self.bridges.bridge_close = config.timeouts.bridge_close
+        if self.cache is not None:
+            self.cache.apply(config.cache)
         for pool in self.pools:
             pool.apply(config)
 
@@ -124,6 +129,8 @@ class Service:
         self.deadlines = deadlines
         for pool in self.pools:
             pool.start(deadlines)
+        if self.cache is not None:
+            self.cache.start(deadlines)
         self.bridges.start(deadlines)
         deadlines.every_look(self.access.flush)
 

@@ -17,7 +17,7 @@ from backend import metrics
 from backend.context import in_lane
 from backend.contract import GPU_HEADER, BadGpuHeader, parse_gpu, queue_line
 from backend.lanes import Lane
-from backend.overlay import preloading
+from backend.overlay import listing, preloading
 from backend.overlay.refusals import refusal, unavailable
 from backend.overlay.state import State
 from backend.verdict import describe
@@ -53,6 +53,8 @@ def middleware(state: State) -> Any:
             return await _with_gpu(handler, request, lane)
         if call == ("GET", "/system_stats"):
             return await _system_stats(state, handler, request, lane)
+        if call == ("GET", "/object_info"):
+            return await _object_info(handler, request, lane)
         if call == ("POST", "/interrupt"):
             return await _interrupt(state, request, lane)
         with in_lane(None if BY_ID.fullmatch(call[1]) else lane):
@@ -88,6 +90,15 @@ async def _system_stats(
         merged.text = json.dumps({**answer, "devices": devices, "weights": held(state.lanes, wanted)})
     assert merged is not None, "there is at least one lane"  # noqa: S101 (for the type checker)
     return merged
+
+
+async def _object_info(handler: Handler, request: web.Request, lane: int | None) -> web.StreamResponse:
+    # The name first: what changes while the answer is made makes the next request ask for another one.
+    with in_lane(lane):
+        etag = listing.current()
+        if listing.known(request, etag):
+            return listing.unchanged(etag)
+        return listing.named(await handler(request), etag)
 
 
 def held(lanes: Sequence[Lane], wanted: Iterable[int]) -> list[dict[str, int]]:

@@ -6,19 +6,20 @@ Labels are few and known beforehand (GPU, kind, status, phase, direction, reason
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Final, Protocol
+from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from gateway.observe.families import PREFIX, by_gpu, counter, gauge
+from gateway.observe.views import CacheView, FleetView, JobsView, PoolView, cache_families, job_families
 from gateway.request import Kind
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
-PREFIX: Final = "comfy_gateway_"
 FRONT: Final = "front"
 """The ``gpu`` label of what the front door answers or sends on without choosing a GPU."""
 
@@ -27,47 +28,6 @@ BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 
 TO_BACKEND: Final = "to_backend"
 TO_CLIENT: Final = "to_client"
-
-
-class PoolView(Protocol):
-    """What metrics read off a pool of backend connections."""
-
-    @property
-    def busy(self) -> int: ...
-
-    @property
-    def idle(self) -> int: ...
-
-    @property
-    def waiting(self) -> int: ...
-
-    @property
-    def opened_total(self) -> int: ...
-
-
-class FleetView(Protocol):
-    """What metrics read off the fleet."""
-
-    up: bool
-
-    @property
-    def gpus(self) -> int: ...
-
-    def load(self, gpu: int) -> int: ...
-
-
-class JobsView(Protocol):
-    """What metrics read off the journal of jobs."""
-
-    def job_counts(self) -> Mapping[str, int]: ...
-
-    def job_moves(self) -> Mapping[str, int]: ...
-
-    @property
-    def recovered(self) -> int: ...
-
-    @property
-    def written(self) -> tuple[int, int, float, int]: ...
 
 
 class _Durations:
@@ -113,6 +73,7 @@ class Metrics:
         self._fleet: FleetView | None = None
         self._limiter_keys: Callable[[], int] | None = None
         self._jobs: JobsView | None = None
+        self._cache: CacheView | None = None
         self._registry = CollectorRegistry()
         self._registry.register(_Exposition(self))
         ProcessCollector(namespace="comfy_gateway", registry=self._registry)
@@ -183,25 +144,29 @@ class Metrics:
         """Read what was promised at each scrape."""
         self._jobs = jobs
 
+    def watch_cache(self, cache: CacheView | None) -> None:
+        """Read what is kept, and how often it served, at each scrape."""
+        self._cache = cache
+
     def text(self) -> bytes:
         """The exposition in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
 
     def families(self) -> Iterator[Metric]:
         """Every metric with its present value, in the order in which they are exposed."""
-        yield _gauge("build_info", "Version of the gateway; the value is always 1.", {(self._version,): 1}, "version")
+        yield gauge("build_info", "Version of the gateway; the value is always 1.", {(self._version,): 1}, "version")
         yield from self._request_families()
         yield from self._bridge_families()
         yield from self._watched_families()
         if self._jobs is not None:
-            yield from _job_families(self._jobs)
+            yield from job_families(self._jobs)
 
     def _request_families(self) -> Iterator[Metric]:
         requests: dict[tuple[str, ...], float] = {}
         for (gpu, kind, status), count in self._requests.items():
             key = (gpu, kind.value, status_label(status))
             requests[key] = requests.get(key, 0) + count
-        yield _counter("requests", "Requests answered, by what they ask for.", requests, "gpu", "kind", "status")
+        yield counter("requests", "Requests answered, by what they ask for.", requests, "gpu", "kind", "status")
         durations = HistogramMetricFamily(
             PREFIX + "request_duration_seconds",
             "Seconds per request: in all (total), and from asking the backend to the end of its answer (backend).",
@@ -210,56 +175,45 @@ class Metrics:
         for phase, histogram in (("total", self._total), ("backend", self._backend)):
             durations.add_metric([phase], histogram.buckets(), histogram.sum)
         yield durations
-        yield _gauge("in_flight_requests", "Requests begun and not finished.", {(): self.in_flight})
-        yield _counter("received_bytes", "Bytes of request bodies from clients.", _by_gpu(self._received), "gpu")
-        yield _counter("sent_bytes", "Bytes of answer bodies to clients.", _by_gpu(self._sent), "gpu")
-        yield _counter("denied", "Requests refused by a limit.", self._denied, "gpu", "reason")
+        yield gauge("in_flight_requests", "Requests begun and not finished.", {(): self.in_flight})
+        yield counter("received_bytes", "Bytes of request bodies from clients.", by_gpu(self._received), "gpu")
+        yield counter("sent_bytes", "Bytes of answer bodies to clients.", by_gpu(self._sent), "gpu")
+        yield counter("denied", "Requests refused by a limit.", self._denied, "gpu", "reason")
         retried = {(reason,): count for reason, count in self._retried.items()}
-        yield _counter("backend_retries", "Requests sent to the backend a second time.", retried, "reason")
+        yield counter("backend_retries", "Requests sent to the backend a second time.", retried, "reason")
 
     def _bridge_families(self) -> Iterator[Metric]:
-        yield _gauge("bridges_open", "WebSocket bridges open now.", _by_gpu(self._bridges_open), "gpu")
-        yield _counter("bridges", "WebSocket bridges ever opened.", _by_gpu(self._bridges), "gpu")
+        yield gauge("bridges_open", "WebSocket bridges open now.", by_gpu(self._bridges_open), "gpu")
+        yield counter("bridges", "WebSocket bridges ever opened.", by_gpu(self._bridges), "gpu")
         sides = ("gpu", "direction")
-        yield _counter("bridge_bytes", "Bytes passed over WebSocket bridges.", self._bridge_bytes, *sides)
-        yield _counter("bridge_messages", "Data messages passed over WebSocket bridges.", self._bridge_messages, *sides)
+        yield counter("bridge_bytes", "Bytes passed over WebSocket bridges.", self._bridge_bytes, *sides)
+        yield counter("bridge_messages", "Data messages passed over WebSocket bridges.", self._bridge_messages, *sides)
 
     def _watched_families(self) -> Iterator[Metric]:
         if pools := self._pools:
             states = {(name,): sum(getattr(pool, name) for pool in pools) for name in ("busy", "idle", "waiting")}
-            yield _gauge(
+            yield gauge(
                 "pool_connections", "Connections to the backend, and requests waiting for one.", states, "state"
             )
             opened = sum(pool.opened_total for pool in pools)
-            yield _counter("pool_opened", "Connections to the backend ever opened.", {(): opened})
+            yield counter("pool_opened", "Connections to the backend ever opened.", {(): opened})
+        if (cache := self._cache) is not None:
+            yield from cache_families(cache)
         if (keys := self._limiter_keys) is not None:
-            yield _gauge("limiter_keys", "Buckets in the rate limiter's table.", {(): keys()})
+            yield gauge("limiter_keys", "Buckets in the rate limiter's table.", {(): keys()})
         if (fleet := self._fleet) is not None:
-            yield _gauge("backend_up", "Whether the backend takes requests.", {(): int(fleet.up)})
+            yield gauge("backend_up", "Whether the backend takes requests.", {(): int(fleet.up)})
             loads = {(str(gpu),): fleet.load(gpu) for gpu in range(fleet.gpus)}
-            yield _gauge("lane_load", "Jobs on each GPU as the front door counts them.", loads, "gpu")
+            yield gauge("lane_load", "Jobs on each GPU as the front door counts them.", loads, "gpu")
         if (not_after := self.certificate_ends()) is not None:
             text = "When the TLS certificate ends, in seconds since 1970."
-            yield _gauge("certificate_not_after_seconds", text, {(): not_after})
-        yield _counter("backend_restarts", "Starts of the backend after the first.", {(): self.backend_restarts})
-        yield _gauge(
+            yield gauge("certificate_not_after_seconds", text, {(): not_after})
+        yield counter("backend_restarts", "Starts of the backend after the first.", {(): self.backend_restarts})
+        yield gauge(
             "backend_scrape_ok",
             "Whether the backend's own metrics are part of this scrape.",
             {(): int(self.backend_scrape_ok)},
         )
-
-
-def _job_families(jobs: JobsView) -> Iterator[Metric]:
-    counts = {(state,): count for state, count in jobs.job_counts().items()}
-    moves = {(state,): count for state, count in jobs.job_moves().items()}
-    written, commits, seconds, errors = jobs.written
-    yield _gauge("jobs", "Jobs that the journal remembers, by the state they are in.", counts, "state")
-    yield _counter("job_moves", "Jobs that have entered a state since the gateway started.", moves, "state")
-    yield _counter("jobs_recovered", "Jobs put into a queue again after a backend's death.", {(): jobs.recovered})
-    yield _counter("journal_writes", "Changes written to the journal.", {(): written})
-    yield _counter("journal_commits", "Commits of the journal: one fsync each, for many changes.", {(): commits})
-    yield _counter("journal_commit_seconds", "Seconds spent in commits of the journal.", {(): seconds})
-    yield _counter("journal_errors", "Changes to and reads of the journal that failed.", {(): errors})
 
 
 class _Exposition(Collector):
@@ -280,21 +234,3 @@ def status_label(status: int) -> str:
     if 100 <= status < 600:
         return str(status)
     return "other"
-
-
-def _by_gpu(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
-    return {(gpu,): count for gpu, count in counts.items()}
-
-
-def _counter(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
-    family = CounterMetricFamily(PREFIX + name, text, labels=labels)
-    for key, value in values.items():
-        family.add_metric(list(key), value)
-    return family
-
-
-def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
-    family = GaugeMetricFamily(PREFIX + name, text, labels=labels)
-    for key, value in values.items():
-        family.add_metric(list(key), value)
-    return family

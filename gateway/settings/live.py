@@ -19,6 +19,7 @@ LIVE: Final[Mapping[str, frozenset[str]]] = {
     "rate": ALL,
     "forwarded": ALL,
     "webhooks": ALL,
+    "cache": frozenset({"size", "entry", "fresh"}),
     "auth": frozenset({"loopback", "origins", "session"}),
     "log": ALL,
 }

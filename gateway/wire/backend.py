@@ -251,10 +251,12 @@ class BackendConnection(asyncio.Protocol):
             elif data:
                 payload = body.feed(data)
             exchange.begin_answer(answer, body, payload)
-        if self.exchange is not exchange:
+        # Who asked may have let somebody else have the answer.
+        reader = self.exchange
+        if reader is None:
             return
         if body.done:
-            self._complete(exchange, body, reusable=answer.keep_alive and not body.rest)
+            self._complete(reader, body, reusable=answer.keep_alive and not body.rest)
         else:
             self._body = body
 

@@ -185,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         return isinstance(body, Counted) and body.left <= _SWALLOW
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Send bytes of an answer."""
         if not self._closing:
             self.transport.write(data)

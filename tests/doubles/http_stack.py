@@ -54,12 +54,13 @@ class Stack:
 
 
 def config_for(url: str, *, rate: dict[str, Any] | None = None, **changes: dict[str, Any]) -> Config:
-    """A configuration on ports that the system chooses, without rate limits unless they are given."""
+    """A configuration on ports that the system chooses; no rate limits and no cache unless they are given."""
     config = Config()
     free = {name: Rate(1e6, 1_000_000) for name in ("submit", "upload", "control", "read", "events", "all")}
     sections: dict[str, dict[str, Any]] = {
         "listen": {"front_port": 0, "gpu_ports": (0, 0, 0, 0)},
         "backend": {"url": url, "start": False},
+        "cache": {"enabled": False},
         "rate": {**free, **(rate or {})},
     }
     for name, values in changes.items():
