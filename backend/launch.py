@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from backend import process
+from backend import instance, process
 from backend.contract import EXIT_OK, EXIT_PORT_IN_USE, EXIT_USAGE
 from backend.options import Options, parse
 from backend.ready import announce
@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.exit_with_parent()
     if options.gateway_lock is not None:
         process.exit_without_gateway(options.gateway_lock, options.orphan)
+    if options.instance is not None:
+        try:
+            options, hidden = instance.alone(options, os.environ, instance.nvidia_devices())
+        except ValueError as error:
+            log.error("%s", error)  # noqa: TRY400 (the line is for the user)
+            return EXIT_USAGE
+        os.environ.update(hidden)
     if options.comfyui is not None:
         return _run_comfyui(options)
     log.info("no ComfyUI named: the embedded engine starts. Name one with --comfyui DIR or COMFYUI_DIR.")

@@ -44,6 +44,8 @@ class Options:
     """A file that is locked while a gateway is there to serve."""
     orphan: float = 60.0
     """Seconds without one after which this process ends."""
+    instance: int | None = None
+    """Which of several processes it is that work in the same folders, one per GPU; ``None``: the only one."""
     sched: bool = True
     """``COMFY_MULTI_GPU_SCHED``: false runs plain ComfyUI, nothing patched (embedded: one lane)."""
     testing: bool = False
@@ -89,6 +91,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         exit_with_parent=args.exit_with_parent,
         gateway_lock=args.gateway_lock,
         orphan=args.orphan,
+        instance=args.instance,
         sched=env.get("COMFY_MULTI_GPU_SCHED", "1").strip().lower() not in {"0", "false", "off", "no"},
         testing=args.testing_nodes,
         comfyui_args=tuple(rest),
@@ -139,6 +142,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--exit-with-parent", action="store_true", help="stop when the process that started this one is gone")
     add("--gateway-lock", type=Path, metavar="FILE", help="stop when nobody holds a lock on FILE for --orphan seconds")
     add("--orphan", type=float, default=60.0, metavar="SECONDS", help="see --gateway-lock (default 60)")
+    add("--instance", type=int, metavar="N", help="the process of GPU N where each GPU has one, in the same folders")
     add("--testing-nodes", action="store_true", default=env.get("COMFY_TESTING_NODES", "") == "1",
         help="embedded engine: also offer nodes that sleep and fail on purpose")
     return parser

@@ -76,10 +76,9 @@ class App:
             )
             for place in places
         ]
-        asks = [upkeep.ask for upkeep in self.upkeeps]
-        own = OwnRoutes(self.fleet, self.metrics, asks)
+        own = OwnRoutes(self.fleet, self.metrics, [upkeep.ask for upkeep in self.upkeeps])
         self.estate, self.desk = keepers(config, self.fleet)
-        self.api = Api(self.desk, self.fleet, asks[0], own.queue_all, self._gpu_ports, config) if self.desk else None
+        self.api = Api(self.desk, self.fleet, own.ask, own.queue_all, self._gpu_ports, config) if self.desk else None
         try:
             self.guard = Guard(config)
             self.tls = Certificate(config.tls) if config.tls.certificate else None

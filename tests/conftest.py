@@ -6,7 +6,7 @@ import random
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -72,3 +72,21 @@ def pick_ports(count: int) -> list[int]:
             if port not in found:
                 found.append(port)
     return found
+
+
+def pick_run(count: int, taken: Sequence[int] = ()) -> int:
+    """The first of so many ports in a row, all free a moment ago and none of them taken."""
+    while True:
+        (first,) = pick_ports(1)
+        run = range(first, first + count)
+        if not set(run) & set(taken) and all(map(_is_free, run)):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -21,6 +21,7 @@ from backend.embedded.registry import registry
 from backend.embedded.sockets import Hub
 from backend.embedded.store import ModelStore
 from backend.embedded.worker import Worker
+from backend.instance import temp_name
 from backend.lanes import Lane
 from backend.metrics import Metrics
 from backend.options import Options
@@ -95,7 +96,7 @@ def build(options: Options, loop: asyncio.AbstractEventLoop, on_fault: Callable[
     names = devices.find(options.gpus if options.sched else 1, options.devices, options.cpu)
     lanes = [Lane(index, name) for index, name in enumerate(names)]
     _make_deterministic()
-    files = Files(options.data)
+    files = Files(options.data, temp_name(options.instance))
     files.empty_temp()
     checkpoint.ensure(files.data / "models" / "checkpoints")
     known = registry(testing=options.testing)

@@ -37,8 +37,10 @@ class BadName(ValueError):  # noqa: N818 (what the client sent)
 class Files:
     """The data folder of one backend process. Temp is emptied at start, as ComfyUI does."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, temp: str = "temp") -> None:
+        """``temp``: the name of the folder that is emptied; processes that share ``data`` have one each."""
         self.data = data.resolve()
+        self._temp = temp
         self._names = threading.Lock()
         for kind in KINDS:
             self.folder(kind).mkdir(parents=True, exist_ok=True)
@@ -57,7 +59,7 @@ class Files:
         """Folder of ``input``, ``output`` or ``temp``; raises ``BadName`` for any other."""
         if kind not in KINDS:
             raise BadName(f"there is no folder {kind!r}")
-        return self.data / kind
+        return self.data / (self._temp if kind == "temp" else kind)
 
     def models(self, folder: str) -> list[str]:
         """Names of the models in one of ``MODEL_FOLDERS``, with ``/`` between subfolder and name, sorted."""

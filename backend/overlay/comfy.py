@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backend.instance import comfyui_words
 from backend.options import Options
 
 log = logging.getLogger("backend.overlay")
@@ -56,7 +57,8 @@ def arguments(options: Options, cpu: bool) -> list[str]:
     own = ["--listen", options.host, "--port", str(options.port)]
     if cpu and "--cpu" not in options.comfyui_args:
         own.append("--cpu")
-    return [*own, *options.comfyui_args]
+    apart = comfyui_words(options.instance, options.comfyui_args, (options.comfyui or Path()).absolute())
+    return [*own, *options.comfyui_args, *apart]
 
 
 def enter(checkout: Checkout, words: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 from backend import devices, share
@@ -20,7 +21,7 @@ from backend.lanes import Lane
 from backend.options import Options
 from backend.overlay import comfy, fingerprints, ready, routing, scan, selftest, versions, warmup
 from backend.overlay.patch import Misfit, PatchSet
-from backend.overlay.patches import all_patches
+from backend.overlay.patches import all_patches, files
 from backend.overlay.state import State
 from backend.overlay.versions import Version
 
@@ -95,6 +96,8 @@ def _serve(main: Any, state: State, checkout: comfy.Checkout, options: Options, 
     asyncio.set_event_loop(loop)
     _, server, start_all = main.start_comfyui(loop)
     routing.first(server)
+    if options.instance is not None:
+        files.apart_from_others(Path(sys.modules["folder_paths"].get_output_directory()))
     for change in patches.undone():
         log.warning("since the overlay was installed, a custom node changed this: %s", change)
     scan.in_background(*scan.loaded_from())

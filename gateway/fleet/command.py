@@ -40,8 +40,11 @@ def backend_command(
     *,
     lock: Path | None = None,
     orphan: float = 0.0,
+    instance: int | None = None,
 ) -> Command:
     """The command that starts the configured backend with ``gpus`` lanes.
+
+    ``instance``: which of several processes it is that work in the same folders; ``None``: the only one.
 
     With ``lock`` it lives on for ``orphan`` seconds when no gateway holds that; without, it ends with its parent.
     Raises ``ValueError`` with a line for the user when a named folder or interpreter is not there.
@@ -61,6 +64,8 @@ def backend_command(
             argv += ["--threads", str(backend.threads)]
         if not env.get("COMFY_SHARE_WEIGHTS", "").strip():
             argv += ["--share-weights", backend.share_weights]
+    if instance is not None:
+        argv += ["--instance", str(instance)]
     argv += ["--data", str(Path(backend.data).absolute())]
     if backend.warmup_workflow:
         argv += ["--warmup", str(Path(backend.warmup_workflow).absolute())]

@@ -97,6 +97,16 @@ class OwnRoutes:
             return self._unavailable("No backend shows its queues.")
         return json_answer(200, json.dumps(whole).encode(), NO_STORE)
 
+    async def ask(self, target: str) -> Reply:
+        """What the backends say about all GPUs, as from one; raises ``AskError``. Most targets one can tell alone."""
+        if len(self._asks) == 1:
+            return await self._asks[0](target)
+        if target == "/debug/queues":
+            lanes = merge.lanes_of_all(await self._everybody(lambda ask: ask(target)))
+            return Reply(200, "application/json", json.dumps(lanes).encode())
+        here = [member.index for member in self._fleet.members if member.up] or [0]
+        return await self._asks[here[0]](target)
+
     async def _everybody(self, question: "Callable[[Ask], Awaitable[Reply]]") -> merge.Told:
         """What the backends that are there answer, all asked at once; who does not answer is left out."""
         here = [member for member in self._fleet.members if member.up]

@@ -54,6 +54,6 @@ def _supervisor(
     backend, jobs = place.backend, config.jobs
     estate = Estate(Path(jobs.journal), place.index) if jobs.journal else None
     lock = estate.lock if estate is not None else None
-    command = backend_command(backend, place.lanes, env, lock=lock, orphan=jobs.orphan)
+    command = backend_command(backend, place.lanes, env, lock=lock, orphan=jobs.orphan, instance=place.instance)
     rules = Rules(backend.restart_min, backend.restart_max, backend.stop_timeout)
     return Supervisor(command, env, member, rules, on_line, on_restart, estate)

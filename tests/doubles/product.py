@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import pick_ports
+from tests.conftest import pick_ports, pick_run
 from tests.doubles.wait import alive, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -55,10 +55,13 @@ class Product:
     behind: str = ""
     """Url of a backend that somebody else runs; empty: this one starts its own."""
     env: Mapping[str, str] = field(default_factory=dict)
+    mode: str = "single"
+    whole: bool = False
+    """Whether ``settings`` name the backends, too."""
 
     def __post_init__(self) -> None:
-        *ports, self.backend_port = pick_ports(self.gpus + 2)
-        self.ports = ports
+        self.ports = pick_ports(self.gpus + 1)
+        self.backend_port = pick_run(self.gpus if self.mode == "per-gpu" else 1, self.ports)
         self.stdout = self.folder / "stdout"
         self.stderr = self.folder / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,10 +81,12 @@ class Product:
 
     def config(self) -> str:
         front, *gpus = self.ports
-        return (
-            f"[listen]\nfront_port = {front}\ngpu_ports = {gpus}\n"
+        listen = f"[listen]\nfront_port = {front}\ngpu_ports = {gpus}\n"
+        if self.whole:
+            return f"{listen}[timeouts]\ndrain = {self.drain}\n{self.settings}"
+        return listen + (
             f'[backend]\nurl = "{self.url}"\nstart = {"false" if self.behind else "true"}\n'
-            f"restart_min = 0.1\n[timeouts]\ndrain = {self.drain}\n{self.settings}"
+            f'mode = "{self.mode}"\nrestart_min = 0.1\n[timeouts]\ndrain = {self.drain}\n{self.settings}'
         )
 
     @property
@@ -119,6 +124,12 @@ class Product:
     def backend_pid(self) -> int:
         """The newest backend's process id."""
         return int(re.findall(r"backend (?:started|found at work), process (\d+)", self.log())[-1])
+
+    def backend_pids(self) -> list[int]:
+        """The process ids of all backends, as they are noted."""
+        folder = self.folder / "data/jobs"
+        names = ["backend.json", *(f"backend{index}.json" for index in range(1, self.gpus))]
+        return [json.loads((folder / name).read_text())["pid"] for name in names if (folder / name).exists()]
 
     def interrupt(self) -> None:
         """Ctrl-C."""

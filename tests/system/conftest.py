@@ -17,17 +17,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system)
 
 
+def shared(folder: Path, **options: object) -> Iterator[Product]:
+    """A product for many tests; nobody may break it."""
+    one = Product(folder, settings=GENEROUS, **options)  # type: ignore[arg-type]  # passed on as they are
+    try:
+        yield one.start().ready()
+        assert one.process.poll() is None, one.log()
+        assert one.stop() == 0, one.log()
+        assert "Traceback" not in one.log(), one.log()
+    finally:
+        one.end()
+
+
 @pytest.fixture(scope="session")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """Gateway and embedded backend with four GPUs and limits that nobody meets; nobody may break it."""
-    shared = Product(tmp_path_factory.mktemp("up"), settings=GENEROUS)
-    try:
-        yield shared.start().ready()
-        assert shared.process.poll() is None, shared.log()
-        assert shared.stop() == 0, shared.log()
-        assert "Traceback" not in shared.log(), shared.log()
-    finally:
-        shared.end()
+    yield from shared(tmp_path_factory.mktemp("up"))
+
+
+@pytest.fixture(scope="session")
+def per_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """The same with one backend process for each of the four GPUs."""
+    yield from shared(tmp_path_factory.mktemp("per-gpu"), mode="per-gpu")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from backend.context import current_job, current_lane
 from backend.lanes import Lane
+from backend.overlay.claims import Claims
 from backend.overlay.patch import Patch, params, params_start
 
 log = logging.getLogger("backend.overlay.files")
@@ -42,6 +43,8 @@ class Reservations:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.claims = Claims(None)
+        """What keeps the numbers of other processes apart from ours."""
         self._places: dict[Place, _Numbers] = {}
 
     def take(self, place: Place, owner: Owner, lowest: int) -> int:
@@ -49,7 +52,7 @@ class Reservations:
         with self.lock:
             numbers = self._places.setdefault(place, _Numbers())
             number = lowest
-            while numbers.given.get(number, owner) != owner:
+            while not self._free(place, numbers, number, owner):
                 number += 1
             numbers.given[number] = owner
             numbers.active[owner] = min(number, numbers.active.get(owner, number))
@@ -70,12 +73,21 @@ class Reservations:
                 for owner in [owner for owner in numbers.active if ended(owner)]:
                     del numbers.active[owner]
                 if not numbers.active:
+                    for number in numbers.given:
+                        self.claims.release(place, number)
                     del self._places[place]
                     continue
                 # A call that still counts upwards cannot reach what lies below its own lowest number.
                 floor = min(numbers.active.values())
                 for number in [number for number in numbers.given if number < floor]:
                     del numbers.given[number]
+                    self.claims.release(place, number)
+
+    def _free(self, place: Place, numbers: _Numbers, number: int, owner: Owner) -> bool:
+        """Whether the owner may have it; then no other process gets it either."""
+        if number in numbers.given:
+            return numbers.given[number] == owner
+        return self.claims.claim(place, number)
 
     def __len__(self) -> int:
         with self.lock:
@@ -122,6 +134,11 @@ class Counter(int):
 
 
 _taken: Final = Reservations()
+
+
+def apart_from_others(folder: Path) -> None:
+    """Other processes write into this output folder, too: numbers are taken from them as well."""
+    _taken.claims = Claims(folder)
 
 
 def job_ended(lane: int) -> None:
