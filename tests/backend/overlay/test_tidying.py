@@ -67,14 +67,12 @@ def test_outside_of_lanes_nothing_is_put_off():
 def test_what_was_put_off_takes_place(monkeypatch: pytest.MonkeyPatch):
     """By a thread that belongs to no lane."""
     lanes: list[int | None] = []
-    ran: list[bool] = []
-    monkeypatch.setattr(tidying, "SECONDS", 0.01)
-    module = types.SimpleNamespace(collect=lambda: (lanes.append(current_lane()), ran.append(True), 0)[2])
+    monkeypatch.setattr(tidying, "SECONDS", 0.05)
+    module = types.SimpleNamespace(collect=lambda: lanes.append(current_lane()) or 0)
     collector = Collector(Ration(), module, tidying._in_a_while)
     with in_lane(3):
-        collector.collect()
-        wait_until(lambda: collector.collect() == 0 and len(ran) >= 3)
-    assert None in lanes
+        wait_until(lambda: collector.collect() == collector.collect() == 0 and None in lanes)
+    assert lanes[0] == 3
 
 
 @pytest.fixture
