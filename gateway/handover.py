@@ -36,6 +36,8 @@ class HandedOver(SharedAnswer):
     """The body, when it is handed over whole."""
     _place: Reservation | None = None
     _who: Principal = ANYBODY
+    _confined = False
+    """Whether it may meet its owner's jobs only."""
     _cors = b""
     """The other site's page that may read the answer; empty: none."""
 
@@ -100,4 +102,5 @@ class HandedOver(SharedAnswer):
 
     def _request(self, target: bytes, client: str, gpu: int | None) -> Request:
         pairs, request_id = self.head.fields.pairs, self.request_id.decode()
-        return Request(self.head.method, target, pairs, client, gpu, self._kind, request_id, self._who.name)
+        whose = self._who.name, self._confined
+        return Request(self.head.method, target, pairs, client, gpu, self._kind, request_id, *whose)

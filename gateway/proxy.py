@@ -22,6 +22,8 @@ from gateway.errors import (
 )
 from gateway.fleet.member import RETRY_AFTER, Member
 from gateway.handover import HandedOver
+from gateway.handover import Handler as DeskHandler
+from gateway.jobs.desk import Desk
 from gateway.request import Kind, Request, classify, resolved, split_prefix
 from gateway.service import FRONT, Service
 from gateway.service import Handler as OwnRoute
@@ -105,11 +107,19 @@ class ProxiedRequest(HandedOver):
             return
         if fields.length and fields.length > proxy.max_body:
             raise too_large(proxy.max_body)
-        if proxy.desk is not None and not self._own:
-            self._desk = proxy.desk.handler(self._kind, head.method, self._target)
+        if not self._own:
+            self._desk = self._whose(proxy.desk)
         if proxy.spread is not None and self._desk is None:
             self._desk = proxy.spread.handler(self._kind, head.method, self._target, self._gpu)
         self._limit()
+
+    def _whose(self, desk: Desk | None) -> DeskHandler | None:
+        """Who takes the request because it concerns jobs."""
+        if desk is None:
+            return None
+        kind, method, target = self._kind, self.head.method, self._target
+        usual = desk.handler(kind, method, target)
+        return desk.ownership.handler(self._who.name, kind, method, target, usual) if self._confined else usual
 
     def _front_door(self, target: bytes) -> OwnRoute | None:
         """What only port 8180 has: prefixes, which are taken off, and own routes, whose handler is returned."""
@@ -137,6 +147,7 @@ class ProxiedRequest(HandedOver):
             return True
         path = resolved(self._target.partition(b"?")[0])
         self._who = guard.gate.passes(head, path, self._address, self._kind, now)
+        self._confined = guard.gate.confines(self._who)
         if path.startswith(PAGES):
             self.run(self._proxy, guard.page(head, self._address))
             return True

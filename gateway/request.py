@@ -41,6 +41,12 @@ class Request:
     request_id: str
     owner: str = ""
     """The name of the key it came with; empty: it needed none."""
+    confined: bool = False
+    """Whether it may meet its owner's jobs only."""
+
+    def may_see(self, owner: str) -> bool:
+        """Whether a job of ``owner`` is for this request."""
+        return not self.confined or owner == self.owner
 
 
 class Prefix(NamedTuple):

@@ -41,7 +41,7 @@ class ComfyJobRoutes:
         peer = self._desk.peers.of(request.gpu)
         waiting = any(not record.accepted for record in self._desk.journal.unfinished())
         theirs = self._desk.handler(Kind.READ, b"GET", b"/history") is None and not waiting
-        if theirs and await self._has(peer):
+        if theirs and not request.confined and await self._has(peer):
             return Fetch(request.target, gpu=request.gpu, backend=peer.member.index)
         try:
             return await self._list(call)
@@ -52,6 +52,8 @@ class ComfyJobRoutes:
         """``GET /api/jobs/{id}``."""
         job, request = call.given["id"], call.incoming.request
         record = self._desk.journal.get(job)
+        if request.confined and (record is None or record.owner != request.owner):
+            return _error(404, "Job not found")
         peer = self._desk.peers.of(request.gpu if record is None else record.gpu)
         path = request.target.partition(b"?")[0].rpartition(b"/")[2]
         theirs = self._desk.handler(Kind.READ, b"GET", b"/history/" + path) is None
@@ -85,6 +87,9 @@ class ComfyJobRoutes:
         cancelled = False
         for job in jobs:
             record = self._desk.journal.get(job)
+            request = call.incoming.request
+            if request.confined and (record is None or record.owner != request.owner):
+                continue
             if record is None:
                 cancelled |= await self._theirs(call, job)
             elif not record.ended:
@@ -135,12 +140,13 @@ class ComfyJobRoutes:
             raise _RefusedError("limit must be a positive integer")
         offset = max(0, _whole(query, "offset") or 0)
         await self._look()
-        gpu = call.incoming.request.gpu
+        request, gpu = call.incoming.request, call.incoming.request.gpu
         records = [
             record
             for record in self._desk.journal.newest_first()
             # As in /history and /queue: what has ended is everybody's, what has not is its lane's.
             if STATUS[record.state] in states and not record.hidden and (record.ended or gpu in {None, record.gpu})
+            if request.may_see(record.owner)
         ]
         records = in_order(records, by, falling=order == "desc")
         if query.get("workflow_id"):

@@ -49,7 +49,8 @@ class JobRoutes:
         """The job that the path names; raises ``GatewayError``."""
         record = self._desk.journal.get(call.given["id"])
         pinned = call.incoming.request.gpu
-        if record is None or pinned not in {None, record.gpu}:
+        seen = record is not None and call.incoming.request.may_see(record.owner)
+        if record is None or not seen or pinned not in {None, record.gpu}:
             text = "There is no such job."
             raise GatewayError(NOT_FOUND, text, "It was never submitted here, or it is no longer remembered.")
         return record
@@ -147,6 +148,8 @@ class JobRoutes:
             if record.seq >= before or record.state not in states or gpu not in {None, record.gpu}:
                 continue
             if client is not None and client not in {record.client_id, record.client}:
+                continue
+            if not call.incoming.request.may_see(record.owner):
                 continue
             more = len(found) == limit
             if more:

@@ -25,6 +25,9 @@ LOGIN_PATH: Final = b"/gateway/login"
 _FAILURES: Final = Rate(0.2, 10)
 """Wrong keys from one address: ten at once, then one in five seconds."""
 
+_EVERYBODYS: Final = re.compile(rb"/(?:api/)?(?:queue/|debug/|dashboard|status$|assets)", re.IGNORECASE)
+"""What lists jobs or files of all and is not filtered."""
+
 _REMEMBERED: Final = 30.0
 """Seconds for which a connection that repeats its fields need not be asked again."""
 
@@ -113,7 +116,14 @@ class Gate:
         if who.key is None and origins and self._rebound(origins[0]):
             raise _foreign(origins[0])
         who.need(needed(head.method, path, kind))
+        if self.confines(who) and _EVERYBODYS.match(path):
+            text = "This shows everybody's jobs, and this key sees its own only."
+            raise GatewayError(FORBIDDEN, text, "A key with the scope admin sees all.")
         return who
+
+    def confines(self, who: Principal) -> bool:
+        """Whether somebody meets only the jobs of their own key."""
+        return self._auth.isolate and who.key is not None and who.scope is not Scope.ADMIN
 
     def who(self, head: RequestHead, address: str, now: float) -> Principal | None:
         """Whom the request comes from by what it shows; ``None``: it shows nothing. Raises ``GatewayError``."""

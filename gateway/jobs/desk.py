@@ -23,6 +23,7 @@ from gateway.jobs.history import History
 from gateway.jobs.incoming import Incoming
 from gateway.jobs.journal import Journal
 from gateway.jobs.live import Live
+from gateway.jobs.ownership import Ownership
 from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.store import Store
@@ -77,6 +78,9 @@ class Desk:
         self.live = Live([(each.backend.url, members[each.index]) for each in layout(config)], journal)
         self._control = Control(journal, peers, self.tracker)
         self._history = History(journal, peers)
+        self.ownership = Ownership(journal, peers, self.tracker)
+        self.submissions.claim = self.ownership.claim
+        self.live.on_files = lambda job, output: self.ownership.files(job, [output])
         for member, recovery in zip(members, self.recoveries, strict=True):
             member.on_ready = recovery.backend_came
 

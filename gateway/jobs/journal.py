@@ -33,6 +33,8 @@ class Journal:
         self.moves: dict[str, int] = {state.value: 0 for state in State}
         """How often a job has entered each state; for metrics."""
         self.usage = Usage()
+        self.watchers: list[Callable[[Record], None]] = [self.usage.note]
+        """Told of every record that there is at the start, and of every move since; at once, before anybody waits."""
         self.defaults: dict[str, Any] = {}
         """What a new job's record holds unless its submission says otherwise."""
         self._records: dict[str, Record] = {}
@@ -45,7 +47,8 @@ class Journal:
         """Read what there is; raises ``StoreError``."""
         for record in await self.store.open():
             self._keep(record)
-            self.usage.note(record)
+            for watcher in self.watchers:
+                watcher(record)
             self._seq = max(self._seq, record.seq)
 
     async def close(self) -> None:
@@ -152,5 +155,6 @@ class Journal:
 
     def _tell(self, record: Record) -> None:
         self.moves[record.state.value] += 1
-        self.usage.note(record)
+        for watcher in self.watchers:
+            watcher(record)
         self.bus.publish(record)

@@ -71,6 +71,8 @@ class Live:
         """Called with a job's id when its progress has changed."""
         self.on_end: Callable[[str], None] = _nobody
         """Called when the backend says that a job is over, and will show how if it is asked."""
+        self.on_files: Callable[[str, object], None] = _no_files
+        """Called with a job's id and what one of its nodes has just put out."""
         self.heard: set[int] = set()
         """Numbers of the backends whose events are heard at present."""
         self._backends = tuple(backends)
@@ -133,6 +135,8 @@ class Live:
             return
         if not isinstance(data, dict) or not isinstance(job := data.get("prompt_id"), str):
             return
+        if event == "executed":
+            self.on_files(job, data.get("output"))
         if event in _ENDS or (event == "executing" and data.get("node") is None):
             # ComfyUI has the job in its history by the second of the two; by the first it may not.
             self._jobs.pop(job, None)
@@ -200,6 +204,10 @@ def _apply(progress: Progress, event: str, data: dict[str, Any]) -> None:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _no_files(_job: str, _output: object) -> None:
+    """Nobody asks whose a file is."""
 
 
 def _nobody(job: str) -> None:

@@ -48,6 +48,8 @@ class Submissions:
         """``patience``: seconds that a client is kept waiting for an answer which the backend's death took away."""
         self.held: set[Member] = set()
         """Backends to which nothing new may go now."""
+        self.claim: Callable[[str, str], None] = _any_client
+        """Asked whether a client id may be used by this owner; raises ``GatewayError``."""
         self.admit: Callable[[str], None] = _anybody
         """Asked with a job's owner before it is taken; raises ``GatewayError`` when its quota is used up."""
         self._journal = journal
@@ -93,7 +95,13 @@ class Submissions:
             return await self._pass(incoming)
         key = self._key(incoming)
         digest = hashlib.sha256(incoming.body).hexdigest()
+        request = incoming.request
+        if request.confined:
+            self.claim(prompt.client_id, request.owner)
         if (earlier := self._earlier(prompt, key, digest)) is not None:
+            record = self._journal.get(earlier)
+            if record is not None and not request.may_see(record.owner):
+                raise GatewayError(KEY_REUSED, "This prompt_id is taken.", "Leave it out, or send a new UUID.")
             return await self._answer_of(earlier)
         # Whatever becomes of the client, this goes on to its end.
         self._waiting[prompt.id] = asyncio.get_running_loop().create_future()
@@ -343,3 +351,7 @@ def _release(incoming: Incoming) -> None:
 
 def _anybody(_owner: str) -> None:
     """No quotas."""
+
+
+def _any_client(_client_id: str, _owner: str) -> None:
+    """Client ids are everybody's."""

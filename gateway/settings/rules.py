@@ -31,7 +31,7 @@ class Finding:
 
 def findings(config: Config) -> Iterator[Finding]:
     """Everything to say about a config whose single values are all valid."""
-    one_place = (_ports, _hosts, _tls, _backend, _backend_left_alone, _devices, _apart)
+    one_place = (_ports, _hosts, _tls, _isolation, _backend, _backend_left_alone, _devices, _apart)
     for rule in (*one_place, _sizes, _times, _buckets, _one_bucket):
         yield from rule(config)
 
@@ -68,6 +68,12 @@ def _hosts(config: Config) -> Iterator[Finding]:
             "everybody who can connect may run workflows, read and delete results unless keys are made",
             warning=True,
         )
+
+
+def _isolation(config: Config) -> Iterator[Finding]:
+    if config.auth.isolate and not config.jobs.journal:
+        paths = (("auth", "isolate"), ("jobs", "journal"))
+        yield Finding(paths, "needs [jobs] journal: without it nobody knows whose a job is")
 
 
 def _tls(config: Config) -> Iterator[Finding]:
