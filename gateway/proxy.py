@@ -255,7 +255,9 @@ class ProxiedRequest(HandedOver):
     # Answer, relay
 
     def answer_begins(self, answer: AnswerHead) -> None:
-        """A submission's place is settled by the answer's status."""
+        """A submission's place is settled by the answer's status; what a write has changed is kept no more."""
+        if self._kind not in SHAREABLE and answer.status < 400 and self._proxy.cache is not None:
+            self._proxy.cache.written(self._pool, self._target)
         place = self._place
         if place is not None:
             self._place = None

@@ -102,6 +102,10 @@ class Cache:
         line.join(waiter)
         return line
 
+    def written(self, pool: Pool, target: bytes) -> None:
+        """Somebody has changed what this target names (RFC 9111 §4.4)."""
+        self._store.drop_target(pool, target)
+
     def serves(self, entry: Entry, asking: Asking) -> bool:
         """Whether it may be given out without asking the backend."""
         return entry.serves(asking, self.now, self._settings.fresh)

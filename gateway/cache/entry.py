@@ -76,7 +76,7 @@ class Entry:
         kept = [pair for pair in pairs if pair[0].lower() not in {b"etag", b"age"}]
         if self.named_here and not values_of(pairs, b"cache-control"):
             kept.append((b"Cache-Control", b"no-cache"))
-        if is_text(pairs):
+        if self.packed is not None:
             kept = _varied(kept)
         lengths = (b"Content-Length", b"%d" % len(self.body)), (b"Content-Length", b"%d" % len(self.packed or b""))
         self.plain_lines = block_of([*kept, *_named(self.etag), lengths[0]])

@@ -24,7 +24,8 @@ class Store:
         self.bytes = 0
         """Bytes in use."""
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
-        self._variants: dict[tuple[Hashable, bytes], int] = {}
+        self._variants: dict[tuple[Hashable, bytes], set[Key]] = {}
+        """Keys by whose answer it is and target."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,7 +39,7 @@ class Store:
 
     def has_room(self, key: Key) -> bool:
         """Whether this target has not too many variants already."""
-        return key in self._entries or self._variants.get(key[:2], 0) < VARIANTS
+        return key in self._entries or len(self._variants.get(key[:2], ())) < VARIANTS
 
     def put(self, key: Key, entry: Entry) -> None:
         """Keep an entry; those that were unused for longest make room."""
@@ -46,7 +47,7 @@ class Store:
         if entry.size > self.limit:
             return
         self._entries[key] = entry
-        self._variants[key[:2]] = self._variants.get(key[:2], 0) + 1
+        self._variants.setdefault(key[:2], set()).add(key)
         self.bytes += entry.size
         self.shrink(self.limit)
 
@@ -56,11 +57,15 @@ class Store:
         if entry is None:
             return
         self.bytes -= entry.size
-        left = self._variants[key[:2]] - 1
-        if left:
-            self._variants[key[:2]] = left
-        else:
+        variants = self._variants[key[:2]]
+        variants.discard(key)
+        if not variants:
             del self._variants[key[:2]]
+
+    def drop_target(self, whose: Hashable, target: bytes) -> None:
+        """Forget every variant of a target."""
+        for key in list(self._variants.get((whose, target), ())):
+            self.drop(key)
 
     def shrink(self, limit: int) -> None:
         """Go down to so many bytes."""

@@ -23,6 +23,9 @@ _OWN: Final = frozenset(
     }
 )
 
+# What a 304 cannot change: the bytes that are kept, and by which name they are.
+_OF_THE_BODY: Final = frozenset({b"content-length", b"content-encoding", b"content-range", b"content-md5", b"etag"})
+
 _TENTH: Final = 0.1
 """Share of a file's age for which it may be taken for unchanged when nothing is said (RFC 9111 §4.2.2)."""
 
@@ -61,8 +64,10 @@ def worth_of(answer: AnswerHead, *, listing: bool) -> Worth | None:
 def freshness(pairs: list[Pair]) -> tuple[float, float]:
     """Seconds that an answer with these fields lives after its arrival, and how old it was then."""
     control = _control(pairs)
-    age = seconds(_only(pairs, b"age").partition(b",")[0] or None, 0.0)
-    if b"no-cache" in control:
+    ages = values_of(pairs, b"age")
+    age = seconds(ages[0], 0.0) if ages else 0.0
+    # Where it is unclear how old it is, it is too old.
+    if b"no-cache" in control or len(ages) > 1 or (ages and not ages[0].isdigit()):
         return 0.0, age
     date = when(_only(pairs, b"date"))
     modified = when(_only(pairs, b"last-modified"))
@@ -83,7 +88,7 @@ def renewed(pairs: list[Pair], answer: AnswerHead) -> list[Pair]:
     new = [
         pair
         for pair in pairs_of(answer_lines(answer, drop_length=True))
-        if not pair[0].lower().startswith((b"content-", b"set-cookie"))
+        if pair[0].lower() not in _OF_THE_BODY
     ]
     names = {name.lower() for name, _ in new}
     return [pair for pair in pairs if pair[0].lower() not in names] + new

@@ -282,6 +282,21 @@ async def test_what_is_not_to_be_shared_is_passed_on():
         assert files.outcomes.get("hit") is None
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "POST"])
+async def test_what_was_written_is_asked_for_again(method: str):
+    """A write that the backend accepted ends what was kept of its target; one that it refused does not."""
+    async with cached() as files:
+        await files.get()
+        files.status = "403 Forbidden"
+        await files.get(method=method)
+        files.status = "200 OK"
+        await files.get()
+        assert [seen.method for seen in files.seen] == [b"GET", method.encode()]
+        await files.get(method=method)
+        await files.get()
+        assert [seen.method for seen in files.seen[2:]] == [method.encode(), b"GET"]
+
+
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Oops", "302 Found"])
 async def test_other_answers_pass_as_they_are(status: str):
     """With their body, in one request to the backend."""
