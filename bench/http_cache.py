@@ -38,7 +38,9 @@ async def run(folder: Path, *, cache: bool) -> dict[str, Any]:
     environment = os.environ | {"npm_config_protocol": "http", "npm_package_config_id": ""}
     with tempfile.NamedTemporaryFile() as pid:
         serving = environment | {"npm_config_port": str(origin), "npm_config_pidfile": pid.name}
-        server = subprocess.Popen([*node, "server/server.mjs"], cwd=folder, env=serving, stdout=subprocess.DEVNULL)
+        server = await asyncio.create_subprocess_exec(
+            *node, "server/server.mjs", cwd=folder, env=serving, stdout=subprocess.DEVNULL
+        )
         try:
             await asyncio.to_thread(wait_for, origin)
             gateway = await start(port, f"http://127.0.0.1:{origin}", cache=cache)
@@ -51,7 +53,7 @@ async def run(folder: Path, *, cache: bool) -> dict[str, Any]:
             await gateway.close()
         finally:
             server.terminate()
-            server.wait(10)
+            await server.wait()
     found: dict[str, Any] = json.loads(out[out.index(b"{") :])
     return found
 
@@ -97,8 +99,8 @@ def main() -> None:
     parser.add_argument("--off", action="store_true", help="without the cache")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the suite's results there")
     chosen = parser.parse_args()
-    own = re.compile(asking._NOT_IN_KEY.pattern + rb"|^(?:test-name|test-id|req-num):[^\r]*\r\n")
-    with mock.patch("gateway.cache.answering.is_file", is_test), mock.patch.object(asking, "_NOT_IN_KEY", own):
+    own = re.compile(asking.NOT_IN_KEY.pattern + rb"|^(?:test-name|test-id|req-num):[^\r]*\r\n")
+    with mock.patch("gateway.cache.answering.is_file", is_test), mock.patch.object(asking, "NOT_IN_KEY", own):
         results = asyncio.run(run(chosen.folder, cache=not chosen.off))
     by_kind = kinds(chosen.folder)
     passed = [name for name, result in results.items() if result is True]

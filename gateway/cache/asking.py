@@ -30,7 +30,9 @@ _HARMLESS: Final = (
     rb"|x-real-ip|x-forwarded-(?:for|proto|host)"
 )
 _LINE_OF: Final = rb"(?im)^(?:%b):[^\r]*\r\n"
-_NOT_IN_KEY = re.compile(_LINE_OF % b"|".join((_ENCODINGS, _CONDITIONS, _WISHES, _HARMLESS)))
+NOT_IN_KEY = re.compile(_LINE_OF % b"|".join((_ENCODINGS, _CONDITIONS, _WISHES, _HARMLESS)))
+"""Lines on which no answer depends."""
+
 _NOT_FORWARDED = re.compile(_LINE_OF % b"|".join((_ENCODINGS, _CONDITIONS)))
 _HOST_OR_ORIGIN = re.compile(_LINE_OF % b"host|origin")
 _READ = re.compile(
@@ -111,7 +113,7 @@ def read(lines: bytes) -> Asking | None:
 
 
 def _key(lines: bytes, host: bytes, origin: bytes) -> bytes:
-    kept = _NOT_IN_KEY.sub(b"", lines)
+    kept = NOT_IN_KEY.sub(b"", lines)
     # ComfyUI compares Origin with Host: without the one, or where they agree, the other changes nothing.
     if not origin or origin.partition(b"://")[2] == host:
         kept = _HOST_OR_ORIGIN.sub(b"", kept)
