@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gateway import __version__
 from gateway.api.front import Api
@@ -46,6 +46,10 @@ WATCH: Final = 1.0
 """Seconds between two looks at the files of keys and certificate."""
 
 
+class _Runs(Protocol):
+    async def run(self) -> None: ...
+
+
 class App:
     """One gateway with its backends. ``say`` prints a line for the user, ``backend_line`` one of a backend's."""
 
@@ -76,7 +80,7 @@ class App:
             )
             for place in places
         ]
-        own = OwnRoutes(self.fleet, self.metrics, [upkeep.ask for upkeep in self.upkeeps])
+        own = OwnRoutes(self.fleet, self.metrics, [each.ask for each in self.upkeeps])
         self.estate, self.desk = keepers(config, self.fleet)
         self.api = Api(self.desk, self.fleet, own.ask, own.queue_all, self._gpu_ports, config) if self.desk else None
         try:
@@ -86,7 +90,7 @@ class App:
             raise StartError(str(error)) from error
         if (tls := self.tls) is not None:
             self.metrics.certificate_ends = lambda: tls.not_after
-        if self.desk is not None:
+        if self.desk:
             self.desk.limit(Quotas(self.guard.gate))
         parts = (self.limiter, self.metrics, own.table(), self.desk, self.api, self.guard, self.tls)
         self.server = Server(config, self.fleet, *parts)
@@ -99,8 +103,8 @@ class App:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
+        # Backends that we start and that have not been up yet.
         self._awaited = {upkeep.member.index for upkeep in self.upkeeps if upkeep.supervisor is not None}
-        """Backends that we start and that have not been up yet."""
         self._failure = ""
         self.fleet.on_change = self._fleet_changed
         self.metrics.watch_fleet(self.fleet)
@@ -169,11 +173,10 @@ class App:
             await self.server.close()
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
-        desk = tasks.create_task(self.desk.run(), name="jobs") if self.desk is not None else None
-        api = tasks.create_task(self.api.run(), name="api") if self.api is not None else None
-        keeper = tasks.create_task(self._keeper.run(), name="bridge-keeper") if self._keeper is not None else None
-        pollers = [tasks.create_task(upkeep.poller.run(), name="poller") for upkeep in self.upkeeps]
-        watcher = tasks.create_task(self._watch_files(), name="watcher")
+        parts: list[tuple[_Runs | None, str]] = [(upkeep.poller, "poller") for upkeep in self.upkeeps]
+        parts += [(self.desk, "jobs"), (self.api, "api"), (self._keeper, "keeper"), (self.server.confluences, "joiner")]
+        running = [tasks.create_task(part.run(), name=name) for part, name in parts if part is not None]
+        running.append(tasks.create_task(self._watch_files(), name="watcher"))
         announcer = tasks.create_task(self._announce(), name="announce")
         supervised = [
             (upkeep.supervisor, tasks.create_task(self._supervise(upkeep.supervisor), name="supervisor"))
@@ -188,17 +191,10 @@ class App:
         notify(self._env, "STOPPING=1")
         # The backend stays until the last request in flight has its answer.
         await self._unless_hurried(self.server.drain(self.config.timeouts.drain))
-        for poller in pollers:
-            poller.cancel()
-        watcher.cancel()
-        if api is not None:
-            api.cancel()
-        if keeper is not None:
-            keeper.cancel()
-        if desk is not None and self.desk is not None:
-            desk.cancel()
-            if not self._leaving:
-                await self.desk.part([supervisor.member for supervisor, _ in supervised])
+        for each in running:
+            each.cancel()
+        if self.desk is not None and not self._leaving:
+            await self.desk.part([supervisor.member for supervisor, _ in supervised])
         if self._leaving:
             for supervisor, backend in supervised:
                 supervisor.leave()
@@ -245,6 +241,8 @@ class App:
         urls = [upkeep.url for upkeep in self.upkeeps]
         keeper = Keeper(urls, self.config.jobs.hold_events, self.fleet, desk.missed)
         self.server.bridges.keeper = keeper
+        if (confluences := self.server.confluences) is not None:
+            confluences.hold, confluences.missed = self.config.jobs.hold_events, desk.missed
         desk.on_recovered(keeper.backend_back)
         return keeper
 
@@ -266,6 +264,8 @@ class App:
             log.warning("%s is out: looks at it fail; the front door passes it over", name)
         if not member.up:
             return
+        if self.server.confluences is not None:
+            self.server.confluences.backend_back(member)
         if self._ready.is_set():
             log.info("%s is back: %s", name, member.body)
         if member.width < member.gpus:

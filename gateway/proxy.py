@@ -6,6 +6,7 @@ no algorithm lives here: what a request costs, who may ask, which lane is free a
 
 import asyncio
 import re
+import secrets
 import time
 from typing import Final
 from urllib.parse import unquote_plus, unquote_to_bytes
@@ -39,6 +40,8 @@ from gateway.ws_bridge import Bridge, Claim, Renewal
 # What is still answered for a GPU that takes no jobs: what became of those that it had.
 _RESULTS: Final = re.compile(rb"(?:/api)?/(?:history|view)(?![^/?])")
 
+_EXTENSIONS: Final = re.compile(rb"(?im)^sec-websocket-extensions:[^\r]*\r\n")
+
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _ALLOW: Final = ((b"Allow", _METHODS),)
 
@@ -64,6 +67,8 @@ class ProxiedRequest(HandedOver):
     _label = FRONT
     _own = False
     """Whether it is a route of ours, which chooses a GPU itself."""
+    _joins = False
+    """Whether it is for the events of all backends."""
     _claim: Claim | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -229,6 +234,8 @@ class ProxiedRequest(HandedOver):
         """Forward it."""
         proxy, head = self._proxy, self.head
         lines = head.fields.rewritten or b""
+        if self._gpu is None and proxy.confluences is not None and self._kind is Kind.EVENTS:
+            lines = self._for_all(lines)
         self.forward(
             b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, self._target, lines, self._added_lines()),
             proxy.pools[self._member().index],
@@ -242,6 +249,13 @@ class ProxiedRequest(HandedOver):
     def _added_lines(self) -> bytes:
         gpu = self._gpu
         return b"%bX-Request-ID: %b\r\n" % (b"" if gpu is None else self._proxy.gpu_lines[gpu], self.request_id)
+
+    def _for_all(self, lines: bytes) -> bytes:
+        """Ask for events that can be joined with those of other backends: not compressed, and under one client id."""
+        self._joins = True
+        if not _client_id(self._target):
+            self._target += b"%bclientId=%b" % (b"&" if b"?" in self._target else b"?", secrets.token_hex(16).encode())
+        return _EXTENSIONS.sub(b"", lines)
 
     def _evicted(self) -> None:
         """The same client asks again while this handshake is under way."""
@@ -314,15 +328,22 @@ class ProxiedRequest(HandedOver):
                     note="bridge closed",
                 )
 
+        renewal: Renewal | None = Renewal(self._head_bytes, head, _client_id(target))
+        socket: asyncio.Transport = backend.transport
+        if self._joins and (confluences := self._proxy.confluences) is not None and renewal is not None:
+            home = self._proxy.fleet.members[self._proxy.pools.index(self._pool)]
+            socket, rest, renewal = confluences.join(backend.transport, rest, home, renewal), b"", None
+        elif claim is None:
+            renewal = None
         self._proxy.bridges.join(
             label,
             client.transport,
-            backend.transport,
+            socket,
             to_client=rest,
             to_backend=client.surrender(),
             claim=claim,
             closed=closed,
-            renewal=None if claim is None else Renewal(self._head_bytes, head, claim.key[1]),
+            renewal=renewal,
         )
 
     # Finish

@@ -79,6 +79,7 @@ class Server:
         )
         self.pools = self._proxy.pools
         self.bridges = self._proxy.bridges
+        self.confluences = self._proxy.confluences
         self._servers: list[asyncio.Server] = []
         self._given: dict[tuple[str, int], socket.socket] = {}
         self._deadlines: Deadlines | None = None

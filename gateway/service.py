@@ -34,6 +34,7 @@ from gateway.wire.exchange import Exchange
 from gateway.wire.fields import GPU_HEADER
 from gateway.wire.pool import Pool
 from gateway.ws_bridge import Bridges
+from gateway.ws_confluences import Confluences
 
 Handler = Callable[[Request], Awaitable[Made]]
 
@@ -83,6 +84,8 @@ class Service:
         self.cache = Cache(config.cache) if config.cache.enabled else None
         metrics.watch_cache(self.cache)
         self.bridges = Bridges(metrics)
+        self.confluences = Confluences(fleet, [place.backend.url for place in places]) if len(self.pools) > 1 else None
+        """The front door's events of all backends, where there is more than one."""
         self.access = AccessLog(enabled=config.log.access)
         self.clients: set[ClientConnection] = set()
         self.running: set[Exchange] = set()

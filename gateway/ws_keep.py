@@ -6,7 +6,6 @@ told before what comes next. Must never look into a frame.
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -14,8 +13,7 @@ from typing import Final
 from gateway.fleet.lanes import Fleet
 from gateway.fleet.member import Member
 from gateway.wire.frames import frame
-from gateway.wire.head import HEAD_END
-from gateway.wire.pool import parse_backend_url
+from gateway.wire.handshake import shake
 from gateway.ws_bridge import Bridge
 
 _log = logging.getLogger("gateway.bridges")
@@ -23,11 +21,10 @@ _log = logging.getLogger("gateway.bridges")
 Missed = Callable[[str, str, float, float], Awaitable[list[bytes]]]
 """Client id, GPU label, from and until (seconds since 1970): the events, as JSON, with which jobs ended meanwhile."""
 
-_AGREED: Final = re.compile(rb"\r\n(sec-websocket-(?:extensions|protocol)):[ \t]*([^\r]*)", re.IGNORECASE)
 _TEXT: Final = 0x1
-_DEATH: Final = 3.0
+DEATH: Final = 3.0
 """Seconds after which a backend that broke off one socket and still lives has not died."""
-_PATIENCE: Final = 5.0
+PATIENCE: Final = 5.0
 """Seconds for one handshake."""
 
 
@@ -47,7 +44,7 @@ class Keeper:
         """Take a bridge on whose backend side is gone (``Bridge`` asks); the seconds it is held, 0 if it is not."""
         boot = self._member(bridge).boot
         self._held[bridge] = time.time()
-        asyncio.get_running_loop().call_later(_DEATH, self._look, bridge, boot)
+        asyncio.get_running_loop().call_later(DEATH, self._look, bridge, boot)
         return self._hold
 
     def backend_back(self, member: Member) -> None:
@@ -80,7 +77,7 @@ class Keeper:
 
     async def _renew(self, bridge: Bridge, since: float) -> None:
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 transport, rest = await self._shake(bridge)
         except (OSError, TimeoutError, ValueError) as error:
             _log.warning("a client's events cannot be had again: %s", error or "no answer in time")
@@ -96,69 +93,10 @@ class Keeper:
         if not bridge.parked:
             transport.abort()  # the client has left meanwhile
             return
-        bridge.renew(transport, b"".join(frame(_TEXT, event) for event in farewells), rest.take())
+        bridge.renew(transport, b"".join(frame(_TEXT, event) for event in farewells), rest)
 
-    async def _shake(self, bridge: Bridge) -> "tuple[asyncio.Transport, _Handshake]":
-        """Ask for the events once more; raises ``OSError`` or ``ValueError`` when they cannot be had as they were."""
-        loop = asyncio.get_running_loop()
-        unix, host, port = parse_backend_url(self._urls[self._member(bridge).index])
+    async def _shake(self, bridge: Bridge) -> tuple[asyncio.Transport, bytes]:
         renewal = bridge.renewal
         if renewal is None:
             raise ValueError("it is not known how they were asked for")
-        answered: asyncio.Future[bytes] = loop.create_future()
-        transport: asyncio.Transport
-        if unix:
-            transport, made = await loop.create_unix_connection(lambda: _Handshake(answered), unix)
-        else:
-            transport, made = await loop.create_connection(lambda: _Handshake(answered), host, port)
-        try:
-            transport.write(renewal.request)
-            head = await answered
-            _check(head, renewal.answer)
-        except BaseException:
-            transport.abort()
-            raise
-        return transport, made
-
-
-class _Handshake(asyncio.Protocol):
-    """Reads the backend's 101, and keeps what comes behind it until somebody takes it."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, answered: "asyncio.Future[bytes]") -> None:
-        self._answered = answered
-        self._data = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Be ready."""
-        self.transport = transport  # type: ignore[assignment]  # asyncio passes a Transport to stream protocols
-
-    def data_received(self, data: bytes) -> None:
-        """Collect; nothing more is read once the head is there."""
-        self._data += data
-        end = self._data.find(HEAD_END)
-        if end >= 0 and not self._answered.done():
-            self.transport.pause_reading()
-            head = bytes(self._data[: end + len(HEAD_END)])
-            del self._data[: len(head)]
-            self._answered.set_result(head)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
-        if not self._answered.done():
-            self._answered.set_exception(ConnectionError("the backend closed the connection"))
-
-    def take(self) -> bytes:
-        """What came behind the head."""
-        return bytes(self._data)
-
-
-def _check(head: bytes, before: bytes) -> None:
-    if not head.startswith(b"HTTP/1.1 101") or _agreed(head) != _agreed(before):
-        raise ValueError("the backend speaks otherwise than before")
-
-
-def _agreed(head: bytes) -> list[tuple[bytes, bytes]]:
-    """Extensions and subprotocol that a 101 names: what makes one stream of frames continue another."""
-    return sorted((name.lower(), value.strip()) for name, value in _AGREED.findall(head))
+        return await shake(self._urls[self._member(bridge).index], renewal.request, renewal.answer)

@@ -38,6 +38,8 @@ RUNGS = [
     "gateway.api",
     "gateway.ws_bridge",
     "gateway.ws_keep",
+    "gateway.ws_confluence",
+    "gateway.ws_confluences",
     "gateway.service",
     "gateway.handover",
     "gateway.proxy",

@@ -95,9 +95,9 @@ class Several:
 
 @contextlib.asynccontextmanager
 async def several(
-    folder: Path | None, lanes: tuple[int, ...] = (2, 2), stay: str = "free", **jobs: Any
+    folder: Path | None, lanes: tuple[int, ...] = (2, 2), stay: str = "free", urls: list[str] | None = None, **jobs: Any
 ) -> AsyncIterator[Several]:
-    """Backends with so many lanes each; with a ``folder`` there is a journal in it."""
+    """Backends with so many lanes each; with a ``folder`` there is a journal in it. ``urls``: others in their place."""
     sites = [Site(name=f"site{index}") for index in range(len(lanes))]
     async with contextlib.AsyncExitStack() as stack:
         backends = [await stack.enter_async_context(scripted(site.script)) for site in sites]
@@ -105,7 +105,8 @@ async def several(
         listen = {"front_port": 0, "gpu_ports": (0,) * sum(lanes)}
         config = config_for(backends[0].url, jobs=settings, timeouts={"read": 5.0}, listen=listen)
         tables = [
-            Settings(url=backend.url, start=False, lanes=count) for backend, count in zip(backends, lanes, strict=True)
+            Settings(url=url, start=False, lanes=count)
+            for url, count in zip(urls or [backend.url for backend in backends], lanes, strict=True)
         ]
         config = replace(config, backend=tables[0], further=tuple(tables[1:]))
         fleet = fleet_of(layout(config), config.jobs.stay)
@@ -115,7 +116,13 @@ async def several(
         server = Server(config, fleet, Limiter(config.rate, config.gpus), Metrics(config.gpus, "t"), {}, desk)
         await server.start()
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(desk.run(), name="jobs") if desk is not None else None
+            confluences = server.confluences
+            assert confluences is not None
+            running = [tasks.create_task(confluences.run(), name="joiner")]
+            if desk is not None:
+                confluences.hold, confluences.missed = 30.0, desk.missed
+                running.append(tasks.create_task(desk.run(), name="jobs"))
+            fleet.on_change = lambda member: confluences.backend_back(member) if member.up else None
             await asyncio.sleep(0)
             made = Several(server, fleet, sites, backends, desk)
             for index in range(len(lanes)):
@@ -123,8 +130,8 @@ async def several(
             try:
                 yield made
             finally:
-                if running is not None:
-                    running.cancel()
+                for each in running:
+                    each.cancel()
                 await server.close()
                 if desk is not None:
                     await desk.close()

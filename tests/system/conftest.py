@@ -30,9 +30,15 @@ def shared(folder: Path, **options: object) -> Iterator[Product]:
 
 
 @pytest.fixture(scope="session")
-def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """Gateway and embedded backend with four GPUs and limits that nobody meets; nobody may break it."""
     yield from shared(tmp_path_factory.mktemp("up"))
+
+
+@pytest.fixture(scope="session")
+def product(single: Product) -> Product:
+    """The same, for tests that are not about how many processes there are."""
+    return single
 
 
 @pytest.fixture(scope="session")

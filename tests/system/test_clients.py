@@ -19,6 +19,14 @@ from tests.doubles.wait import wait_until
 COLORS = [0x102030, 0x405060, 0x708090, 0xA0B0C0]
 
 
+@pytest.fixture(params=["single", "per_gpu"])
+def product(request: pytest.FixtureRequest) -> Product:
+    """One backend process with four lanes, and one for each GPU: clients see no difference."""
+    found: Product = request.getfixturevalue(request.param)
+    return found
+
+
+
 def coloured(color: int, seconds: float) -> Prompt:
     """A picture of one colour that takes a while, with the titles by which such clients name nodes."""
     return {

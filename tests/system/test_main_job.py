@@ -19,6 +19,14 @@ from tests.doubles.wait import wait_until
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.fixture(params=["single", "per_gpu"])
+def product(request: pytest.FixtureRequest) -> Product:
+    """One backend process with four lanes, and one for each GPU: clients see no difference."""
+    found: Product = request.getfixturevalue(request.param)
+    return found
+
+
+
 def readme_lines() -> str:
     """The commands of the README's chapter, as a reader would copy them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

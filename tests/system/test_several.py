@@ -1,5 +1,6 @@
 """Several backends behind one gateway, as processes: one per GPU, and tables of their own."""
 
+import json
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import websockets.sync.client
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import pick_run
@@ -103,6 +105,31 @@ def test_front_door_jobs_use_every_process(per_gpu: Product):
     answers = [per_gpu.post(front, "/prompt", {"prompt": sleeping(1.0, 500 + each)}).json() for each in range(4)]
     assert {answer["gpu_id"] for answer in answers} == {0, 1, 2, 3}
     all_succeed(per_gpu, {answer["prompt_id"]: answer["gpu_id"] for answer in answers})
+
+
+def test_a_front_door_client_hears_its_jobs_on_every_process(per_gpu: Product):
+    """One socket, four jobs on four processes: each from its start to its end, and then nothing is left."""
+    front = per_gpu.ports[0]
+    with websockets.sync.client.connect(f"ws://127.0.0.1:{front}/ws?clientId=everywhere") as socket:
+        prompts = [sleeping(0.3, 600 + each) for each in range(8)]
+        answers = [per_gpu.post(front, "/prompt", {"prompt": each, "client_id": "everywhere"}) for each in prompts]
+        jobs = {answer.json()["prompt_id"] for answer in answers}
+        begun, ended, left = set(), set(), -1
+        while ended < jobs or left:
+            message = socket.recv(timeout=60)
+            if isinstance(message, bytes):
+                continue
+            event = json.loads(message)
+            data = event["data"]
+            if event["type"] == "execution_start":
+                begun.add(data["prompt_id"])
+            elif event["type"] == "executing" and data["node"] is None:
+                assert data["prompt_id"] in begun
+                ended.add(data["prompt_id"])
+            elif event["type"] == "status":
+                left = data["status"]["exec_info"]["queue_remaining"]
+        assert begun == ended == jobs
+    assert len({answer.json()["gpu_id"] for answer in answers}) > 1
 
 
 def test_one_process_dies_and_the_others_go_on(make: Make):
