@@ -1,22 +1,34 @@
 """The gateway as the bench runs it: the whole data path with limits and metrics on, without supervision.
 
-``python -m bench.gateway PORT BACKEND_URL`` listens for GPU 0 on PORT.
+``python -m bench.gateway PORT BACKEND_URL`` listens for GPU 0 on PORT; with ``hold`` behind, bridges keep what another
+backend would have to be told, as they do with a journal.
 """
 
 import asyncio
 import sys
 from dataclasses import replace
 
+from bench.files import allow_files
 from gateway import __version__
 from gateway.config import Config, Rate
 from gateway.fleet.lanes import Fleet
 from gateway.observe.metrics import Metrics
 from gateway.ratelimit import Limiter
 from gateway.server import Server
+from gateway.ws_bridge import Bridge
 
 
-async def serve(port: int, url: str) -> None:
+class Keeper:
+    """Holds nobody, but lets bridges keep what it would take."""
+
+    def keep(self, bridge: Bridge) -> float:
+        """Not at all."""
+        return 0.0
+
+
+async def serve(port: int, url: str, *, hold: bool = False) -> None:
     """Run until the process is ended."""
+    allow_files()
     config = Config()
     # Everything is checked, nothing refused.
     wide = Rate(1_000_000, 1_000_000)
@@ -34,6 +46,8 @@ async def serve(port: int, url: str) -> None:
     metrics = Metrics(1, __version__)
     server = Server(config, fleet, Limiter(config.rate, 1), metrics, {})
     metrics.watch_pools(server.pools)
+    if hold:
+        server.bridges.keeper = Keeper()
     await server.start()
     await asyncio.Event().wait()
 
@@ -43,4 +57,4 @@ if __name__ == "__main__":
         from uvloop import run
     except ImportError:
         from asyncio import run
-    run(serve(int(sys.argv[1]), sys.argv[2]))
+    run(serve(int(sys.argv[1]), sys.argv[2], hold=sys.argv[3:] == ["hold"]))

@@ -77,7 +77,7 @@ class Stand:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.peers: dict[str, Peer] = {}
-        self.nginx = which("nginx") or which("nginx", path="/usr/sbin:/usr/local/sbin")
+        self.nginx = nginx_path()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -135,6 +135,11 @@ class Stand:
             process.terminate()
         for process in self._processes:
             process.wait(10)
+
+
+def nginx_path() -> str | None:
+    """Where nginx is, also when its folder is not in the user's PATH."""
+    return which("nginx") or which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
 def free_port() -> int:
