@@ -20,6 +20,7 @@ from gateway.spec import (
     Level,
     LimitKey,
     LimitScope,
+    LogFormat,
     Mode,
     Network,
     PerSecond,
@@ -264,6 +265,8 @@ class Log:
 
     level: Level = "info"
     """The least grave level that is written: debug, info, warning or error."""
+    format: LogFormat = "text"
+    """text for people; json: one object a line, access lines and the backend's included."""
     access: Flag = True
     """One line per request."""
 

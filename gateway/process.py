@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.config import Config
+from gateway.observe.lines import JSON, JsonLines, TextLines, backend_json, backend_text
 
 log = logging.getLogger("gateway.app")
 
@@ -23,22 +24,20 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def backend_line(line: str) -> None:
-    """Pass a line of a backend on to the log."""
-    sys.stderr.write(f"backend | {line}\n")
+def backend_line(form: str) -> Callable[[str], None]:
+    """What passes a line of a backend on to the log, in this form."""
+    shown = backend_json if form == JSON else backend_text
+    return lambda line: _write(shown(line))
 
 
-class _Prefixed(logging.Formatter):
-    """Every line of a record, not only its first, says whose it is."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", "\ngateway | ")
+def _write(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
-def log_to_stderr(level: str) -> None:
-    """Write the gateway's log from this level on."""
+def log_to_stderr(level: str, form: str) -> None:
+    """Write the gateway's log from this level on, in this form."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Prefixed("gateway | %(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(JsonLines() if form == JSON else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

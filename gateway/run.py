@@ -22,7 +22,7 @@ def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read
 
     ``read`` gives configuration and warnings anew, for a reload.
     """
-    log_to_stderr(config.log.level)
+    log_to_stderr(config.log.level, config.log.format)
     for warning in warnings:
         log.warning("%s", warning)
     apply_to_process(config)
@@ -31,7 +31,7 @@ def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read
 
 
 async def _main(config: Config, env: Mapping[str, str], read: Read | None) -> None:
-    app = App(config, env, say, backend_line, read)
+    app = App(config, env, say, backend_line(config.log.format), read)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, app.stop)

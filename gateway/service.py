@@ -23,6 +23,7 @@ from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.whereabouts import Whereabouts
 from gateway.layout import Place, layout
 from gateway.observe.access import AccessLog
+from gateway.observe.lines import JSON
 from gateway.observe.metrics import Metrics
 from gateway.ratelimit import Limiter
 from gateway.request import Kind, Request
@@ -86,7 +87,7 @@ class Service:
         self.bridges = Bridges(metrics)
         self.confluences = Confluences(fleet, [place.backend.url for place in places]) if len(self.pools) > 1 else None
         """The front door's events of all backends, where there is more than one."""
-        self.access = AccessLog(enabled=config.log.access)
+        self.access = AccessLog(enabled=config.log.access, as_json=config.log.format == JSON)
         self.clients: set[ClientConnection] = set()
         self.running: set[Exchange] = set()
         """Requests in progress."""

@@ -14,7 +14,7 @@ from gateway.wire.bridge_end import Counter, End
 from gateway.wire.deadlines import NEVER, Deadlines
 from gateway.wire.replay import Replay
 from gateway.wire.silent import Silent, answer_controls
-from gateway.wire.sockets import keep_alive
+from gateway.wire.sockets import end_sending, keep_alive
 
 TO_BACKEND: Final = "to_backend"
 TO_CLIENT: Final = "to_client"
@@ -280,7 +280,7 @@ class Bridge:
             self._claim.release()
         other = end.other
         if not other.lost and not other.transport.is_closing():
-            other.transport.write_eof()
+            end_sending(other.transport)
         if other.lost:
             end.transport.close()
         elif other.eof:

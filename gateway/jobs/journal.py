@@ -12,6 +12,7 @@ from typing import Any
 from gateway.jobs.bus import Bus
 from gateway.jobs.record import Record, State, new
 from gateway.jobs.store import Store
+from gateway.jobs.told import tell
 from gateway.jobs.usage import Usage
 
 
@@ -157,4 +158,5 @@ class Journal:
         self.moves[record.state.value] += 1
         for watcher in self.watchers:
             watcher(record)
+        tell(record)
         self.bus.publish(record)

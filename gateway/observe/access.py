@@ -6,9 +6,11 @@ as one record whose message has one line per request. Lines: logger ``gateway.ac
 """
 
 import logging
+import time
 from typing import Final
 
-LOGGER: Final = "gateway.access"
+from gateway.observe.lines import RAW as LOGGER
+from gateway.observe.lines import dumped
 
 _MOST: Final = 512
 """Lines held back at most."""
@@ -20,7 +22,8 @@ _ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(0x21), 0x22, 0x5C,
 class AccessLog:
     """Collects lines; ``flush`` writes them."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool, as_json: bool = False) -> None:
+        self._as_json = as_json
         self._log = logging.getLogger(LOGGER)
         self._wanted = enabled
         self.enabled = enabled and self._log.isEnabledFor(logging.INFO)
@@ -49,14 +52,36 @@ class AccessLog:
         note: str = "",
     ) -> None:
         """One finished request; seconds in all and at the backend, bytes of bodies, ``note`` what else there is."""
+        if self._as_json:
+            told = {
+                "time": round(time.time(), 3),
+                "level": "info",
+                "logger": LOGGER,
+                "client": client,
+                "method": method.decode("latin-1"),
+                "path": target.decode("latin-1"),
+                "status": status,
+                "received": received,
+                "sent": sent,
+                "seconds": round(seconds, 6),
+                "backend_seconds": round(backend_seconds, 6),
+                "gpu": gpu,
+                "kind": kind,
+                "request_id": request_id.decode("latin-1"),
+                "note": note,
+            }
+            self._add(dumped(told))
+            return
         path = target.decode("latin-1")
         if not (path.isascii() and path.isprintable() and '"' not in path and "\\" not in path):
             path = path.translate(_ESCAPES)
-        self._lines.append(
+        self._add(
             f'{client} "{method.decode("latin-1")} {path}" {status} in={received} out={sent} '
             f"time={seconds:.4f} backend={backend_seconds:.4f} gpu={gpu} kind={kind} "
             f"id={request_id.decode('latin-1')}{' ' + note if note else ''}"
         )
+    def _add(self, line: str) -> None:
+        self._lines.append(line)
         if len(self._lines) >= _MOST:
             self.flush()
 

@@ -21,7 +21,7 @@ LIVE: Final[Mapping[str, frozenset[str]]] = {
     "webhooks": ALL,
     "cache": frozenset({"size", "entry", "fresh"}),
     "auth": frozenset({"loopback", "origins", "session"}),
-    "log": ALL,
+    "log": frozenset({"level", "access"}),
 }
 """Table → keys that a reload applies. All others name sockets, processes or files that were opened at the start."""
 

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from gateway.wire.frames import FrameFollower, close_frame
 from gateway.wire.replay import Replay
+from gateway.wire.sockets import end_sending
 
 GOING_AWAY: Final = 1001
 
@@ -144,7 +145,7 @@ class End(asyncio.Protocol):
         elif wait:
             self._last_words = words
         else:
-            self.other.transport.write_eof()
+            end_sending(self.other.transport)
 
     @property
     def concluding(self) -> bool:

@@ -33,3 +33,11 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if (option := getattr(socket, name, None)) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def end_sending(transport: asyncio.Transport) -> None:
+    """Send no more, once what was written is sent; TLS knows no half-closed connection, so there it is closed."""
+    if transport.can_write_eof():
+        transport.write_eof()
+    else:
+        transport.close()
