@@ -6,6 +6,7 @@ Pure. Text such as ``"10r/s"`` never travels past ``config_load``, which reads t
 
 from dataclasses import dataclass, field
 
+from gateway.config_auth import Auth, Tls
 from gateway.config_cache import Cache
 from gateway.spec import (
     MB,
@@ -229,34 +230,6 @@ class Jobs:
     """Seconds after which jobs of the front door that have not started leave a backend that is away for another."""
     hold_events: Seconds = 120.0
     """Seconds that a client's WebSocket is held open while the backend is away; then it is closed."""
-
-
-@dataclass(frozen=True)
-class Auth:
-    """``[auth]``: who may use the gateway; without keys everybody who can connect."""
-
-    folder: Text = "data/auth"
-    """Folder of the keys that ``comfy-gateway keys`` makes, and of the secret that signs logins."""
-    loopback: Flag = True
-    """Whether requests from this machine need no key; false where others have accounts on it."""
-    allow_open: Flag = False
-    """true: listen on other addresses than loopback although there are no keys."""
-    isolate: Flag = False
-    """true: a key sees its own jobs, queue entries, history, events and output files only."""
-    origins: tuple[Text, ...] = ()
-    """Web pages elsewhere that may use the gateway (https://studio.example); others' writes and sockets are refused."""
-    session: Seconds = 7 * 86_400.0
-    """How long a browser stays logged in."""
-
-
-@dataclass(frozen=True)
-class Tls:
-    """``[tls]``: HTTPS on all ports; both files are read again when they change."""
-
-    certificate: Text = ""
-    """PEM file with the certificate and its chain; empty: plain HTTP (nginx ssl_certificate)."""
-    key: Text = ""
-    """PEM file with its private key; empty: it is in the same file (nginx ssl_certificate_key)."""
 
 
 @dataclass(frozen=True)

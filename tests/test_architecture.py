@@ -18,6 +18,7 @@ RUNGS = [
     "gateway.spec",
     "gateway.webhook",
     "gateway.config_cache",
+    "gateway.config_auth",
     "gateway.config",
     "gateway.layout",
     "gateway.errors",

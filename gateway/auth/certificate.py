@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from gateway.config import Tls
+from gateway.config_auth import Tls
 
 log = logging.getLogger("gateway.tls")
 

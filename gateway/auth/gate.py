@@ -12,7 +12,8 @@ from urllib.parse import quote
 from gateway.auth.keys import Key, Ring, Scope
 from gateway.auth.origin import Origins, host_of
 from gateway.auth.session import COOKIE, Sessions, cookie_in
-from gateway.config import Auth, Rate
+from gateway.config import Rate
+from gateway.config_auth import Auth
 from gateway.errors import FORBIDDEN, LOGIN, RATE_LIMITED, UNAUTHORIZED, GatewayError
 from gateway.forwarded import is_loopback
 from gateway.ratelimit import Zone, clientkey

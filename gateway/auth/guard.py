@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 from gateway.auth.gate import LOGIN_PATH, Gate
 from gateway.auth.keys import KeyFile, KeyFileError, Ring
 from gateway.auth.session import COOKIE, Sessions, secret_in
-from gateway.config import Auth, Config
+from gateway.config import Config
+from gateway.config_auth import Auth
 from gateway.errors import FORBIDDEN, NOT_FOUND, UNAUTHORIZED, GatewayError
 from gateway.forwarded import is_loopback
 from gateway.wire.answer import Answer, json_answer

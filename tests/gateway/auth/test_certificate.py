@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.auth.certificate import Certificate, CertificateError, ends, not_after
-from gateway.config import Tls
+from gateway.config_auth import Tls
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 pytestmark = needs_openssl

@@ -7,7 +7,7 @@ from gateway.auth.keys import Key, Quota, Ring, Scope, make
 from gateway.auth.origin import Origins, same, shared_lines
 from gateway.auth.quotas import Quotas
 from gateway.auth.session import COOKIE, Sessions
-from gateway.config import Auth
+from gateway.config_auth import Auth
 from gateway.errors import GatewayError
 from gateway.request import Kind, classify, resolved
 from gateway.wire.head import RequestHead, RequestReader

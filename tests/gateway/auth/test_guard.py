@@ -8,7 +8,8 @@ import pytest
 from gateway.auth import command
 from gateway.auth.guard import Guard, login_page, next_of, open_without_keys
 from gateway.auth.keys import KeyFile, KeyFileError, Quota, Ring, Scope
-from gateway.config import Auth, Config
+from gateway.config import Config
+from gateway.config_auth import Auth
 
 
 def config(folder: Path, *hosts: str, **auth: object) -> Config:
