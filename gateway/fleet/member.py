@@ -92,6 +92,8 @@ class Member:
         self.up = False
         self.out = False
         """Whether it is passed over because looks at it fail, though it may be up."""
+        self.advice = ""
+        """How it would do better, where somebody wants to hear that; empty when it does well."""
         self.reason = "The backend is starting."
         self.retry_after = 5
         self.body = ""

@@ -90,11 +90,18 @@ def queues_of_all(told: Told) -> dict[str, Any] | None:
 def lanes_of_all(told: Told) -> dict[str, Any]:
     """``/debug/queues``."""
     every: list[dict[str, Any]] = []
+    issuing: list[dict[str, Any]] = []
     for first, reply in told:
-        found = _object(reply).get("queues")
-        lanes = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-        every += [{**lane, "gpu_id": _number(lane) + first} for lane in lanes]
-    return {"queues": every}
+        found = _object(reply)
+        every += _lanes(found.get("queues"), first)
+        # What is said of all lanes of one process is said of no two processes.
+        issuing += _lanes(found["issuing"].get("lanes"), first) if isinstance(found.get("issuing"), dict) else []
+    return {"queues": every, **({"issuing": {"lanes": issuing}} if issuing else {})}
+
+
+def _lanes(found: object, first: int) -> list[dict[str, Any]]:
+    lanes = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return [{**lane, "gpu_id": _number(lane) + first} for lane in lanes]
 
 
 def queue_of_all(told: Told) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class OwnRoutes:
             "healthy_instances": healthy,
             "total_instances": fleet.gpus,
         }
+        if advice := " ".join(dict.fromkeys(member.advice for member in fleet.members if member.advice)):
+            told["advice"] = advice
         if len(fleet.members) > 1:
             told["backends"] = [_told_of(member) for member in fleet.members]
         if reason := " ".join(faults) if fleet.up else fleet.reason:

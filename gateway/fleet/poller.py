@@ -36,16 +36,25 @@ class Pace:
 class Poller:
     """Asks again and again; ``run`` never ends by itself.
 
-    ``present`` says whether any client is there. ``judges`` makes it the one who says whether the backend is up.
+    ``present`` says whether any client is there. ``judges`` makes it the one who says whether the backend is up,
+    ``advises`` the one who tells when one process per GPU would be better.
     """
 
     def __init__(
-        self, member: Member, ask: Ask, present: Callable[[], bool], *, judges: bool = False, pace: Pace | None = None
+        self,
+        member: Member,
+        ask: Ask,
+        present: Callable[[], bool],
+        *,
+        judges: bool = False,
+        advises: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         self._member = member
         self._ask = ask
         self._present = present
         self._judges = judges
+        self._advises = advises
         self._pace = pace or Pace()
         self._wake = asyncio.Event()
         self._target = COUNTS
@@ -107,8 +116,16 @@ class Poller:
             reply = await self._ask(target)
             if reply.status == 200 and (counts := read_counts(target, reply.body, self._member.gpus)) is not None:
                 self._target = target
+                self._heed(read_advice(reply.body))
                 return counts, read_faults(reply.body, len(counts))
         raise AskError("The backend shows no queues.")
+
+
+    def _heed(self, advice: str) -> None:
+        if self._advises and advice != self._member.advice:
+            self._member.advice = advice
+            if advice:
+                log.warning("GPU %d and further: %s", self._member.first, advice)
 
 
 async def identify(ask: Ask) -> tuple[str, list[str]]:
@@ -145,6 +162,13 @@ def read_faults(body: bytes, lanes: int) -> list[str]:
     found = json.loads(body).get("queues", ())
     told = {queue["gpu_id"]: str(queue["faulted"]) for queue in found if queue.get("faulted")}
     return [told.get(gpu, "") for gpu in range(lanes)]
+
+
+def read_advice(body: bytes) -> str:
+    """What a backend says of itself in an answer to ``COUNTS``, when its lanes wait for Python's lock; else nothing."""
+    found = json.loads(body).get("issuing")
+    bound = isinstance(found, dict) and found.get("verdict") == "gil-bound"
+    return str(found.get("advice", "")) if bound else ""
 
 
 def _count(value: Any) -> int:

@@ -40,7 +40,8 @@ class Upkeep:
         self.supervisor: Supervisor | None = None
         if place.backend.start:
             self.supervisor = _supervisor(config, place, member, env, on_line, on_restart)
-        self.poller = Poller(member, self.ask, present, judges=self.supervisor is None)
+        advises = place.backend.mode == "auto"
+        self.poller = Poller(member, self.ask, present, judges=self.supervisor is None, advises=advises)
 
 
 def _supervisor(

@@ -23,6 +23,7 @@ from gateway.jobs.history import History
 from gateway.jobs.incoming import Incoming
 from gateway.jobs.journal import Journal
 from gateway.jobs.live import Live
+from gateway.jobs.moving import Moving
 from gateway.jobs.ownership import Ownership
 from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.recovery import Recovery
@@ -76,9 +77,12 @@ class Desk:
             for peer in peers
         ]
         self.live = Live([(each.backend.url, members[each.index]) for each in layout(config)], journal)
+        self.moving = Moving(
+            journal, peers, fleet, self.submissions, after=jobs.move_after, pace=jobs.look
+        )
         self._control = Control(journal, peers, self.tracker)
         self._history = History(journal, peers)
-        self.ownership = Ownership(journal, peers, self.tracker)
+        self.ownership = Ownership(journal, peers, self.tracker, fleet, self.whereabouts)
         self.submissions.claim = self.ownership.claim
         self.live.on_files = lambda job, output: self.ownership.files(job, [output])
         for member, recovery in zip(members, self.recoveries, strict=True):
@@ -106,6 +110,8 @@ class Desk:
                 tasks.create_task(recovery.run(), name="recovery")
             tasks.create_task(self.live.run(), name="live-events")
             tasks.create_task(self._sweep(), name="retention")
+            if len(self.peers) > 1:
+                tasks.create_task(self.moving.run(), name="moving")
 
     def on_recovered(self, call: Callable[[Member], None]) -> None:
         """Have this called whenever a backend has its jobs again."""
@@ -166,7 +172,7 @@ class Desk:
     @property
     def recovered(self) -> int:
         """Jobs put into a queue once more."""
-        return sum(recovery.recovered for recovery in self.recoveries)
+        return self.moving.moved + sum(recovery.recovered for recovery in self.recoveries)
 
     @property
     def written(self) -> tuple[int, int, float, int]:

@@ -15,12 +15,15 @@ from urllib.parse import parse_qs, unquote, unquote_to_bytes
 
 from gateway.errors import FORBIDDEN, GatewayError
 from gateway.fleet.ask import AskError
-from gateway.jobs.everywhere import agreed, tell
+from gateway.fleet.lanes import Fleet
+from gateway.fleet.merge import queue_of_all
+from gateway.jobs.everywhere import agreed, tell, told
 from gateway.jobs.incoming import Incoming, relayed
 from gateway.jobs.journal import Journal
 from gateway.jobs.peer import Peers
 from gateway.jobs.record import Record, State
 from gateway.jobs.tracker import Tracker
+from gateway.jobs.whereabouts import Whereabouts
 from gateway.request import Kind
 from gateway.wire.answer import Answer, Fetch, Made, json_answer
 
@@ -42,8 +45,12 @@ File = tuple[str, str, str]
 class Ownership:
     """Who owns which job, client and file."""
 
-    def __init__(self, journal: Journal, peers: Peers, tracker: Tracker) -> None:
+    def __init__(
+        self, journal: Journal, peers: Peers, tracker: Tracker, fleet: Fleet, whereabouts: Whereabouts
+    ) -> None:
         self._journal = journal
+        self._fleet = fleet
+        self._whereabouts = whereabouts
         self._tracker = tracker
         self._peers = peers
         self._clients: OrderedDict[str, str] = OrderedDict()
@@ -120,12 +127,15 @@ class Ownership:
         raise GatewayError(FORBIDDEN, "This file is none of this key's jobs.", "Look at /history for those that are.")
 
     def _fetched(self, incoming: Incoming) -> Fetch:
-        gpu = incoming.request.gpu
-        return Fetch(incoming.request.target, gpu=gpu)
+        request = incoming.request
+        made = self._whereabouts.gpu(request.target)
+        gpu = request.gpu if made is None else made
+        return Fetch(request.target, gpu=gpu, backend=self._fleet.home(request.client).index)
 
     async def _queue(self, owner: str, incoming: Incoming) -> Answer:
-        reply = agreed(await tell(self._meant(incoming), incoming))
-        found = _object(reply.body)
+        replies = await told(self._meant(incoming), incoming)
+        reply = replies[0][1]
+        found = _object(reply.body) if len(replies) == 1 else queue_of_all(replies)
         if reply.status != 200 or not all(isinstance(found.get(name), list) for name in _QUEUES):
             return relayed(reply)
         for name in _QUEUES:

@@ -12,6 +12,8 @@ from typing import Final
 
 from gateway.jobs.record import Record, State, in_order
 
+FRONT: Final = "front"
+"""The port of jobs that are not bound to a GPU."""
 SUSPECT: Final = 2
 """Deaths during which a job ran, after which it is only run with nothing beside it, or no more."""
 
@@ -62,6 +64,21 @@ def decide(absent: Iterable[Record], boot: str, *, pending_only: bool) -> list[D
             fate = Fate.AGAIN
         decisions.append(Decision(record, fate, crashes))
     return decisions
+
+
+def movable(records: Iterable[Record]) -> list[Record]:
+    """Which jobs of a backend that is away another one may run, in their order.
+
+    They came through the front door, wait, and cannot have been what the backend died of.
+    """
+    ordered = in_order(records)
+    blamed = _blamed(ordered, "")
+    return [
+        record
+        for record in ordered
+        if record.state is State.QUEUED and record.port == FRONT and record.id not in blamed
+        if not (record.cancel or record.crashes or record.since(State.RUNNING))
+    ]
 
 
 def _blamed(records: list[Record], boot: str) -> set[str]:

@@ -141,6 +141,33 @@ class Submissions:
         finally:
             self._sending.discard(record.id)
 
+    async def move(self, record: Record, gpu: int) -> bool:
+        """Put a job that waits for one backend into the queue of another; false when that refuses it.
+
+        Raises ``AskError`` when it does not answer. Either way the job is as safe as before.
+        """
+        if record.id in self._sending or (body := await self._journal.store.body(record.id)) is None:
+            return False
+        self._sending.add(record.id)
+        try:
+            peer = self._peers.of(gpu)
+            member = peer.member
+            before: dict[str, Any] = {"gpu": record.gpu, "boot": record.boot, "booted": record.booted}
+            here = await self._journal.note(record.id, durable=True, gpu=gpu, boot=member.boot, booted=member.booted)
+            try:
+                reply = await peer.submit(again(body), gpu)
+            except AskError:
+                # It may have come there: whoever looks at that backend's queues finds it, or sends it again.
+                await self._journal.note(record.id, boot="")
+                raise
+            if not 200 <= reply.status < 300:
+                await self._journal.note(record.id, **before)
+                return False
+            await self._took(here or record, reply, body)
+            return True
+        finally:
+            self._sending.discard(record.id)
+
     # One submission
 
     async def _pass(self, incoming: Incoming) -> Answer:

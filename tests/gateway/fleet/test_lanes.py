@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.fleet.lanes import Fleet
+from gateway.fleet.member import Member
 
 
 def a_fleet(gpus: int = 4) -> Fleet:
@@ -178,3 +179,46 @@ def test_a_lane_that_takes_no_jobs_is_not_chosen():
     fleet.members[0].backend_down("it died", 5)
     fleet.members[0].backend_up()
     assert fleet.faults == []
+
+
+def pair(*weights: float) -> Fleet:
+    """Backends with one lane each, all up."""
+    fleet = Fleet([Member(1, index=index, first=index, weight=weight) for index, weight in enumerate(weights)])
+    for member in fleet.members:
+        member.backend_up()
+    return fleet
+
+
+def chosen(fleet: Fleet, count: int) -> list[int]:
+    """The lanes of so many submissions, each of which stays."""
+    return [fleet.reserve(fleet.choose()).gpu for _ in range(count)]
+
+
+def test_weight_says_how_far_a_lane_is_filled():
+    """With twice the weight it gets twice as many."""
+    found = chosen(pair(1.0, 2.0), 9)
+    assert (found.count(0), found.count(1)) == (3, 6)
+
+
+def test_one_that_is_away_out_or_draining_gets_nothing_while_there_is_another():
+    """And everything when there is none."""
+    for change in (
+        lambda member: member.backend_down("it died", 1),
+        lambda member: [member.failed() for _ in range(3)],
+        lambda member: setattr(member, "drain", True),
+    ):
+        fleet = pair(1.0, 1.0)
+        change(fleet.members[0])
+        assert set(chosen(fleet, 4)) == {1}
+        change(fleet.members[1])
+        assert chosen(fleet, 2)
+
+
+def test_the_fleet_is_up_while_any_backend_is():
+    """Why it is not, and when to ask again, is that of the one which is there soonest."""
+    fleet = pair(1.0, 1.0)
+    fleet.members[0].backend_down("first", 9)
+    assert (fleet.up, fleet.reason, fleet.retry_after) == (True, "", 0)
+    fleet.members[1].backend_down("second", 2)
+    assert (fleet.up, fleet.reason, fleet.retry_after) == (False, "second", 2)
+    assert fleet.healthy == 0

@@ -161,3 +161,37 @@ async def test_a_look_sees_which_lane_takes_no_jobs():
         server.answers[COUNTS] = DEBUG
         await poller.step()
         assert fleet.faults == []
+
+
+async def test_a_backend_whose_lanes_wait_for_each_other_says_so_where_that_is_wanted():
+    """Auto mode: its own words, as long as they hold."""
+    member = Member(1)
+    member.backend_up()
+    bound = b'{"queues": [{"gpu_id": 0, "queued": 0, "running": 0}], "issuing": {"verdict": "%b", "advice": "per-gpu"}}'
+    async with canned({COUNTS: ok(bound % b"gil-bound")}) as server:
+        await a_poller(server, member).step()
+        assert member.advice == ""
+        poller = Poller(member, asker(server.url), lambda: False, advises=True)
+        await poller.step()
+        assert member.advice == "per-gpu"
+        server.answers[COUNTS] = ok(bound % b"fine")
+        await poller.step()
+        assert member.advice == ""
+
+
+async def test_looks_that_fail_put_a_backend_out_until_some_are_good():
+    """As many bad ones in a row, as many good ones; it stays up all the time."""
+    member = Member(1, out_after=2, back_after=2)
+    changes: list[str] = []
+    member.on_change = lambda each: changes.append(each.state)
+    member.backend_up()
+    async with canned({COUNTS: ok(b"{}")}) as server:
+        poller = a_poller(server, member)
+        for expected in ("up", "out", "out"):
+            await poller.step()
+            assert member.state == expected
+        server.answers[COUNTS] = DEBUG
+        for expected in ("out", "up"):
+            await poller.step()
+            assert member.state == expected
+    assert changes == ["up", "out", "up"]

@@ -1,0 +1,107 @@
+"""A backend is away and stays away: which of its jobs another one runs."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.jobs.plan import movable
+from gateway.jobs.record import Record, State, new
+from tests.doubles.several import Several, several
+from tests.doubles.wait import until
+
+
+def waiting(job: str, seq: int, **known: object) -> Record:
+    return new(job, seq, float(seq), **{"gpu": 0, "port": "front", "boot": "b", **known})
+
+
+def test_only_what_waits_and_is_bound_to_no_gpu_may_move():
+    """Not what ran, not what may have run, not what is wanted no more, not what was sent to a port."""
+    ran = waiting("ran", 1, gpu=1).moved(State.RUNNING, 2.0)
+    records = [
+        waiting("first", 2), waiting("second", 3), ran, waiting("behind", 4, gpu=1), waiting("port", 5, port="gpu0"),
+        waiting("stopped", 6, cancel=True), waiting("killer", 7, crashes=1), waiting("unsent", 8, boot=""),
+    ]  # fmt: skip
+    # The first of a lane on which nothing was seen running may have started after the last look.
+    assert [record.id for record in movable(records)] == ["second", "behind", "unsent"]
+
+
+def ids(here: Several, index: int) -> set[str]:
+    return {each["prompt_id"] for each in here.sites[index].pending}
+
+
+def gpu_of(here: Several, job: str) -> int | None:
+    assert here.desk is not None
+    record = here.desk.journal.get(job)
+    assert record is not None
+    return record.gpu
+
+
+async def fill(here: Several) -> None:
+    """Three jobs on each GPU through the front door, and one through each GPU's port."""
+    for number in range(6):
+        await here.submit(f"job{number}")
+    for gpu in range(2):
+        await here.submit(f"port{gpu}", gpu)
+    assert (ids(here, 0), ids(here, 1)) == ({"job0", "job2", "job4", "port0"}, {"job1", "job3", "job5", "port1"})
+
+
+async def test_jobs_that_have_not_started_go_to_another_backend(tmp_path: Path):
+    """The rest waits for its own, and is there when that returns; nothing runs twice."""
+    async with several(tmp_path, (1, 1), move_after=0.05) as here:
+        await fill(here)
+        here.dies(0)
+        await until(lambda: {"job2", "job4"} <= ids(here, 1))
+        assert {gpu_of(here, job) for job in ("job2", "job4")} == {1}
+        assert {gpu_of(here, job) for job in ("job0", "port0")} == {0}
+        here.comes(0, "second life")
+        await until(lambda: ids(here, 0) == {"job0", "port0"})
+        assert ids(here, 1) == {"job1", "job3", "job5", "port1", "job2", "job4"}
+        await until(lambda: ("/queue", {"delete": ["job2", "job4"]}) in here.sites[0].told)
+        assert here.desk is not None
+        assert here.desk.moving.moved == 2
+
+
+async def test_they_stay_while_it_may_come_back_soon_and_where_nobody_else_is(tmp_path: Path):
+    """A restart moves nothing; with all away everything waits."""
+    async with several(tmp_path, (1, 1), move_after=600) as here:
+        await fill(here)
+        here.dies(0)
+        here.comes(0, "second life")
+        await until(lambda: ids(here, 0) == {"job0", "job2", "job4", "port0"})
+    async with several(tmp_path / "other", (1, 1), move_after=0.01) as here:
+        await here.submit("a")
+        await here.submit("b")
+        for index in range(2):
+            here.dies(index)
+        assert here.desk is not None
+        await here.desk.moving._look(next(iter(here.desk.peers)))
+        assert here.desk.moving.moved == 0
+
+
+async def test_what_the_other_refuses_stays_where_it_was(tmp_path: Path):
+    """Another machine may lack the file it names: then it waits for the one that has it."""
+    async with several(tmp_path, (1, 1), move_after=0.05) as here:
+        await fill(here)
+        here.sites[1].faulted = True
+        here.dies(0)
+        assert here.desk is not None
+        moving = here.desk.moving
+        await until(lambda: {"job2", "job4"} <= moving._unwanted)
+        assert {gpu_of(here, job) for job in ("job2", "job4")} == {0}
+        here.comes(0, "second life")
+        await until(lambda: ids(here, 0) == {"job0", "job2", "job4", "port0"})
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_client_that_stays_with_one_backend_keeps_its_jobs_there(tmp_path: Path, refuses: bool):
+    """Where files are not shared its home moves with the backend's absence, and so do its jobs."""
+    async with several(tmp_path, (1, 1), stay="stick", move_after=0.05) as here:
+        for number in range(3):
+            await here.submit(f"job{number}")
+        home = 0 if ids(here, 0) else 1
+        here.sites[1 - home].faulted = refuses
+        here.dies(home)
+        assert here.desk is not None
+        moving = here.desk.moving
+        await until(lambda: len(moving._unwanted) == 2 if refuses else moving.moved == 2)
+        assert gpu_of(here, "job2") == (home if refuses else 1 - home)
