@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from gateway.config import Config
 from gateway.spec import MB
+from gateway.tools.door import Door, ToolError
 
 OK: Final = "ok"
 WARN: Final = "warning"
@@ -74,10 +75,19 @@ def _ports(config: Config) -> Iterator[Finding]:
     if config.backend.start and url.port:
         wanted.append((url.hostname or "127.0.0.1", url.port))
     taken = [f"{host}:{port}" for host, port in wanted if port and not _free(host, port)]
-    if taken:
+    if taken and _gateway_at(listen.front_port, tls=bool(config.tls.certificate)):
+        yield Finding(OK, f"a gateway runs at port {listen.front_port}", "comfy-gateway status says how it is")
+    elif taken:
         yield Finding(BAD, f"ports in use: {', '.join(taken)}", "stop what listens there (ss -ltnp), or set [listen]")
     else:
         yield Finding(OK, f"{len(wanted)} ports are free")
+
+
+def _gateway_at(port: int, *, tls: bool) -> bool:
+    try:
+        return Door(f"{'https' if tls else 'http'}://127.0.0.1:{port}", insecure=True).ask("GET", "/live").status == 200
+    except ToolError:
+        return False
 
 
 def _free(host: str, port: int) -> bool:

@@ -76,3 +76,12 @@ def test_a_failed_job_has_its_own_exit_code(make: Callable[..., Product]):
     done = typed(make(gpus=1).start().ready(), "submit", "-", "--wait", data=json.dumps(failing))
     assert done.returncode == 4, done.stderr
     assert " failed: " in done.stderr
+
+
+def test_the_doctor_knows_a_running_gateway(product: Product):
+    """Its ports are no problem: it is ours."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "gateway", "doctor", "--config", str(product.folder / "config.toml")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100, cwd=product.folder)
+    assert f"a gateway runs at port {product.ports[0]}" in done.stdout
+    assert "ports in use" not in done.stdout
