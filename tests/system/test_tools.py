@@ -82,6 +82,7 @@ def test_the_doctor_knows_a_running_gateway(product: Product):
     """Its ports are no problem: it is ours."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "gateway", "doctor", "--config", str(product.folder / "config.toml")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100, cwd=product.folder)
+    here = product.folder
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100, cwd=here)
     assert f"a gateway runs at port {product.ports[0]}" in done.stdout
     assert "ports in use" not in done.stdout
