@@ -102,7 +102,8 @@ class End(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Close the other side's direction, too; what still flows the other way flows on until the deadline."""
         self._bridge.half_closed(self)
-        return True
+        # Over TLS both directions end at once, and the loop says so when it is asked for anything else.
+        return self.transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """One side is gone: so is the other, after what it was sent has been flushed."""

@@ -31,7 +31,7 @@ _OTHER_VERSION = re.compile(rb"[A-Z][A-Z0-9_-]{0,31} [!-~]+ HTTP/[0-9](?:\.[0-9]
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2}|[6-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 _ORIGIN_FORM = re.compile(rb"/[!\"$-~]*")
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://([A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+)(/[!\"$-~]*|\?[!\"$-~]*)?")
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # The names that mean something here, before llhttp has split anything: scanning for them costs a fifth of a callback

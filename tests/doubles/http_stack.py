@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gateway.auth.certificate import Certificate
 from gateway.config import Config, Rate
 from gateway.fleet.lanes import Fleet
 from gateway.observe.metrics import Metrics
@@ -75,6 +76,7 @@ async def stack(
     own_routes: dict[bytes, Handler] | None = None,
     url: str = "",
     up: bool = True,
+    certificate: Certificate | None = None,
     **changes: Any,
 ) -> AsyncIterator[Stack]:
     """Start a gateway before ``script``; at the end nothing may be left: no request, connection, task, reservation."""
@@ -86,7 +88,8 @@ async def stack(
         else:
             fleet.members[0].backend_down("it is starting", 7)
         metrics = Metrics(config.gpus, "test")
-        server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own_routes or {})
+        limiter = Limiter(config.rate, config.gpus)
+        server = Server(config, fleet, limiter, metrics, own_routes or {}, certificate=certificate)
         await server.start()
         made = Stack(server, backend, fleet, metrics, config)
         try:

@@ -12,6 +12,7 @@ UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: webso
 BAD = {
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "two hosts": (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+    "empty host": (b"GET / HTTP/1.1\r\nHost: \r\n\r\n", 400),
     "bad host": (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
     "cl and te": (
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",

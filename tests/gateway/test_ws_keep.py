@@ -149,7 +149,7 @@ async def test_a_backend_that_has_no_events_any_more(answer):
 
 async def test_a_backend_that_breaks_one_socket_off_and_lives(monkeypatch):
     """Nobody has died: after a moment the client's socket is closed, too."""
-    monkeypatch.setattr(ws_keep, "_DEATH", 0.01)
+    monkeypatch.setattr(ws_keep, "DEATH", 0.01)
     async with kept() as house, house.made.client(2) as client:
         await listening(house, client)
         house.made.backend.peers[0].reset()
@@ -159,7 +159,7 @@ async def test_a_backend_that_breaks_one_socket_off_and_lives(monkeypatch):
 
 async def test_a_client_that_leaves_while_it_is_held(monkeypatch):
     """Nothing is asked of the next backend for it, and nobody remembers it."""
-    monkeypatch.setattr(ws_keep, "_DEATH", 0.01)
+    monkeypatch.setattr(ws_keep, "DEATH", 0.01)
     async with kept() as house, house.made.client(2) as client:
         await listening(house, client)
         await parted(house)
