@@ -28,12 +28,19 @@ def status(door: Door, *, as_json: bool, watch: float) -> int:
         else:
             head = f"{health['status']}  backend {health['backend']}  {time.strftime('%H:%M:%S')}"
             lines = [head, *table(status_rows(queues, running))]
-            if reason := health.get("reason"):
-                lines.append(reason)
+            lines += [said for said in (health.get("reason"), issuing(door)) if said]
             print("\x1b[2J\x1b[H" * bool(watch) + "\n".join(lines), flush=True)
         if not watch:
             return 0 if health["status"] == "healthy" else 1
         time.sleep(watch)
+
+
+def issuing(door: Door) -> str:
+    """What the backend says of Python's lock when it holds the GPUs up; else nothing."""
+    reply = door.ask("GET", "/debug/queues")
+    told = reply.json().get("issuing") if reply.status == 200 else None
+    held_up = isinstance(told, dict) and told.get("verdict") in {"close", "gil-bound"}
+    return f"{told['verdict']}: {told['advice']}" if held_up and told else ""
 
 
 def jobs(door: Door, *, state: str, limit: int, as_json: bool) -> int:

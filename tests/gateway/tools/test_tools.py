@@ -12,7 +12,7 @@ import pytest
 
 from gateway.cli import main
 from gateway.config import Config
-from gateway.tools.commands import _workflow
+from gateway.tools.commands import _workflow, issuing
 from gateway.tools.completion import completion
 from gateway.tools.doctor import BAD, OK, WARN, examine, render
 from gateway.tools.door import Door, Reply, ToolError, told
@@ -155,3 +155,21 @@ def test_the_doctor_looks_through_custom_nodes_and_asks_torch(tmp_path: Path):
     assert said["2 GPUs are configured, torch sees 1"] == WARN
     two = replace(config, backend=replace(config.backend, devices=("cuda:0", "cuda:1")))
     assert any("cuda:1" in each.what and each.level == BAD for each in examine(two, {}))
+
+
+def test_status_tells_what_holds_the_gpus_up():
+    """Only when something does; a backend that says nothing of it is fine."""
+
+    class Said(Door):
+        def __init__(self, status: int, body: bytes) -> None:
+            super().__init__("http://x")
+            self.reply = Reply(status, {}, body)
+
+        def ask(self, method: str, target: str, value: object = None) -> Reply:
+            return self.reply
+
+    bound = b'{"queues": [], "issuing": {"verdict": "gil-bound", "advice": "use per-gpu"}}'
+    assert issuing(Said(200, bound)) == "gil-bound: use per-gpu"
+    assert issuing(Said(200, bound.replace(b"gil-bound", b"fine"))) == ""
+    assert issuing(Said(200, b'{"queues": []}')) == ""
+    assert issuing(Said(404, b"no")) == ""
