@@ -26,7 +26,7 @@ CLIENT_ID: Final = "api"
 """Whose events those of a job are for which nobody named one; ComfyUI tells nothing of jobs that have none."""
 _NO_STORE: Final = (b"Cache-Control", b"no-store")
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
-_MOST_LISTED: Final = 1000
+MOST_LISTED: Final = 1000
 _STOPPED: Final = 2.0
 """Seconds that a client waits to hear that its job has been stopped."""
 
@@ -34,12 +34,13 @@ _STOPPED: Final = 2.0
 class JobRoutes:
     """The handlers."""
 
-    def __init__(self, desk: Desk, desks: Desks, watch: Watch, gpus: int, more: More) -> None:
+    def __init__(self, desk: Desk, desks: Desks, watch: Watch, gpus: int, more: More, explained: More) -> None:
         self._desk = desk
         self._desks = desks
         self._watch = watch
         self._gpus = gpus
         self._more = more
+        self._explained = explained
 
     def show(self, record: Record) -> dict[str, Any]:
         """The job as all routes here show it."""
@@ -136,7 +137,7 @@ class JobRoutes:
     async def all(self, call: Call) -> Made:
         """``GET /jobs``: the youngest first."""
         query = call.query
-        limit = whole_in(query, "limit", 1, _MOST_LISTED, 100)
+        limit = whole_in(query, "limit", 1, MOST_LISTED, 100)
         before = whole_in(query, "cursor", 0, 1 << 62, 1 << 62)
         states = states_in(query.get("state"))
         gpu: int | None = whole_in(query, "gpu", 0, self._gpus - 1, -1)
@@ -176,6 +177,12 @@ class JobRoutes:
             details = "They are numbered from 0." if record.ended else "It has not ended yet."
             raise GatewayError(NOT_FOUND, text, details)
         return Fetch(outputs[int(number)].target, (), record.gpu)
+
+    async def explain(self, call: Call) -> Made:
+        """``GET /jobs/{id}/explain``: why the job is where it is."""
+        record = self.known(call)
+        where = {"id": record.id, "state": record.state.value, "gpu": record.gpu, "port": record.port}
+        return json_answer(200, told({**where, **self._explained(record)}), (_NO_STORE,))
 
     async def preview(self, call: Call) -> Made:
         """``GET /jobs/{id}/preview``."""

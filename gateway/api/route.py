@@ -53,6 +53,8 @@ class Route:
     """Name of the body's schema; empty: it has none."""
     query: Mapping[str, JSON] = field(default_factory=dict)
     headers: Mapping[str, JSON] = field(default_factory=dict)
+    may_be_empty: bool = False
+    """Whether the body may be left out."""
     kind: Kind = Kind.READ
     everywhere: bool = False
     """Whether GPU ports have it too; then other methods of its path are the backend's."""
