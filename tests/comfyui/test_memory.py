@@ -50,6 +50,17 @@ def cached(entry: dict[str, Any]) -> list[str]:
     return next(list(data["nodes"]) for event, data in entry["status"]["messages"] if event == "execution_cached")
 
 
+def computed_anew(lane: Lane, prompt: Prompt) -> list[str]:
+    """The pictures of a job whose lane has kept nothing; it frees its memory some time after it was told to."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        lane.post("/free", {"unload_models": True, "free_memory": True})
+        pictures, entry = run(lane, prompt)
+        if not cached(entry):
+            return pictures
+    raise AssertionError("the lane keeps what it was told to forget")
+
+
 def log_says(site: Site, *words: str) -> bool:
     """Whether one line of the process's log has all of these, within half a minute."""
     deadline = time.monotonic() + 30
@@ -77,9 +88,9 @@ def test_a_node_that_writes_weights_in_place_harms_nobody_else(site: Site) -> No
     assert numbers['comfy_backend_weights_writes_total{gpu="0"}'] == 1
     rewritten, _ = run(one, careless(5))
     assert rewritten == written
-    last, entry = run(two, sampled(5, prefix="memory/good"))
-    assert last == good
+    _, entry = run(two, sampled(5, prefix="memory/good"))
     assert "5" in cached(entry), "nothing had to be forgotten"
+    assert computed_anew(two, sampled(5, prefix="memory/good")) == good
     assert [held(lane)["writes"] for lane in (one, two)] == [1, 0]
     assert held(one)["host_own"] > 0
     assert site.processes[0].process.poll() is None
