@@ -18,6 +18,7 @@ from gateway.auth.keys import KeyFileError
 from gateway.auth.quotas import Quotas
 from gateway.banner import banner
 from gateway.config import Config
+from gateway.dashboard.front import add_dashboard
 from gateway.fleet.estate import HeldError
 from gateway.fleet.lanes import fleet_of
 from gateway.fleet.member import Member
@@ -30,6 +31,7 @@ from gateway.jobs.drivers import keepers, keeping
 from gateway.jobs.store import StoreError
 from gateway.layout import layout
 from gateway.observe.metrics import Metrics
+from gateway.observe.tail import Tail, passed
 from gateway.opening import StartError, check_free
 from gateway.process import apply_to_process
 from gateway.ratelimit import Limiter
@@ -68,6 +70,7 @@ class App:
         self.fleet = fleet_of(places, config.jobs.stay)
         self.metrics = Metrics(config.gpus, __version__)
         self.limiter = Limiter(config.rate, config.gpus)
+        tails = [Tail() for _ in places]
         self.upkeeps = [
             Upkeep(
                 config,
@@ -75,12 +78,13 @@ class App:
                 self.fleet.members[place.index],
                 env,
                 present=self._anybody_there,
-                on_line=_named(backend_line, place.index) if len(places) > 1 else backend_line,
+                on_line=passed(backend_line, tails[place.index], f"{place.index} | " if len(places) > 1 else ""),
                 on_restart=self._restarted,
             )
             for place in places
         ]
-        own = OwnRoutes(self.fleet, self.metrics, [each.ask for each in self.upkeeps])
+        asks = [upkeep.ask for upkeep in self.upkeeps]
+        own = OwnRoutes(self.fleet, self.metrics, asks)
         self.estate, self.desk = keepers(config, self.fleet)
         self.api = Api(self.desk, self.fleet, own.ask, own.queue_all, self._gpu_ports, config) if self.desk else None
         try:
@@ -90,8 +94,9 @@ class App:
             raise StartError(str(error)) from error
         if (tls := self.tls) is not None:
             self.metrics.certificate_ends = lambda: tls.not_after
-        if self.desk:
+        if self.desk and self.api:
             self.desk.limit(Quotas(self.guard.gate))
+            add_dashboard(self.api, self.desk, self.fleet, self.metrics, asks, tails)
         parts = (self.limiter, self.metrics, own.table(), self.desk, self.api, self.guard, self.tls)
         self.server = Server(config, self.fleet, *parts)
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
@@ -289,10 +294,6 @@ async def _all(tasks: Sequence["asyncio.Task[None]"]) -> None:
     """Wait for all of these, without being their end."""
     if tasks:
         await asyncio.wait(tasks)
-
-
-def _named(line: Callable[[str], None], index: int) -> Callable[[str], None]:
-    return lambda text: line(f"{index} | {text}")
 
 
 async def _finish(work: "Coroutine[Any, Any, object] | asyncio.Future[Any]") -> None:

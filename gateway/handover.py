@@ -102,5 +102,5 @@ class HandedOver(SharedAnswer):
 
     def _request(self, target: bytes, client: str, gpu: int | None) -> Request:
         pairs, request_id = self.head.fields.pairs, self.request_id.decode()
-        whose = self._who.name, self._confined
+        whose = self._who.name, self._confined, self._who.scope.value
         return Request(self.head.method, target, pairs, client, gpu, self._kind, request_id, *whose)

@@ -43,6 +43,8 @@ class Request:
     """The name of the key it came with; empty: it needed none."""
     confined: bool = False
     """Whether it may meet its owner's jobs only."""
+    scope: str = "admin"
+    """What it may do: ``read``, ``submit`` or ``admin``, each with what stands before it."""
 
     def may_see(self, owner: str) -> bool:
         """Whether a job of ``owner`` is for this request."""

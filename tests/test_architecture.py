@@ -37,6 +37,7 @@ RUNGS = [
     "gateway.jobs",
     "gateway.spread",
     "gateway.api",
+    "gateway.dashboard",
     "gateway.ws_bridge",
     "gateway.ws_keep",
     "gateway.ws_confluence",

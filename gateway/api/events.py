@@ -20,7 +20,7 @@ HEARTBEAT: Final = 15.0
 """Seconds of silence after which a comment says that the connection lives."""
 _PACE: Final = 0.1
 """Seconds between two events of progress at least."""
-_HEADERS: Final = (
+STREAM_HEADERS: Final = (
     (b"Content-Type", b"text/event-stream; charset=utf-8"),
     (b"Cache-Control", b"no-store"),
     # nginx would hold events back otherwise.
@@ -53,7 +53,7 @@ class EventRoutes:
         if record.ended and seen >= len(record.times):
             # It has heard the end: this tells an EventSource not to come again (HTML, 9.2.3).
             return Answer(204)
-        return Stream(200, _HEADERS, self._parts(record.id, seen))
+        return Stream(200, STREAM_HEADERS, self._parts(record.id, seen))
 
     async def _parts(self, job: str, seen: int) -> AsyncGenerator[bytes]:
         told: object = None

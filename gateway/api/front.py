@@ -4,7 +4,7 @@ Owns the table. Must never answer anything itself.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from gateway.api.comfy import ComfyJobRoutes
@@ -13,7 +13,7 @@ from gateway.api.generate import GenerateRoutes, QueueAll
 from gateway.api.hand_in import Desks, told
 from gateway.api.jobs import JobRoutes
 from gateway.api.openapi import document
-from gateway.api.route import Call, Found, Table
+from gateway.api.route import Call, Found, Route, Table
 from gateway.api.routes import OWN_ROUTES, comfy_routes, document_routes, generate_routes, job_routes
 from gateway.api.watch import Watch
 from gateway.api.webhooks import Deliveries
@@ -23,6 +23,8 @@ from gateway.fleet.lanes import Fleet
 from gateway.jobs.desk import Desk
 from gateway.jobs.record import Record
 from gateway.wire.answer import Made, json_answer
+
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Api:
@@ -38,11 +40,12 @@ class Api:
         config: Config,
     ) -> None:
         self.watch = Watch(desk.journal)
-        desks = Desks(desk, fleet)
+        self.desks = desks = Desks(desk, fleet)
         self._desk = desk
         self._jobs = jobs = JobRoutes(desk, desks, self.watch, fleet.gpus, self._more, explained)
         self._events = EventRoutes(desk.journal, desk.live, self.watch, jobs.known, jobs.show)
         self.deliveries = Deliveries(desk.journal, config.webhooks, jobs.show)
+        self._work: list[Work] = []
         desk.live.on_news = self.watch.ring
         desk.live.on_end = self._over
         self.watch.on_wait = self._waits
@@ -61,6 +64,20 @@ class Api:
         """Who answers this request; see ``Table.find``."""
         return self.table.find(method, target, front=front)
 
+    def add(self, routes: Iterable[Route], work: Work) -> None:
+        """Answer these, too; ``work`` is what they need to be done meanwhile. Comes before ``run``."""
+        self.table.add(routes)
+        self._work.append(work)
+        self._text = told(document([*OWN_ROUTES, *self.table.routes]))
+
+    def show(self, record: Record) -> dict[str, Any]:
+        """A job as all routes show it."""
+        return self._jobs.show(record)
+
+    def known(self, call: Call) -> Record:
+        """The job that a path names; raises ``GatewayError``."""
+        return self._jobs.known(call)
+
     def apply(self, config: Config) -> None:
         """Go by other settings of webhooks from now on."""
         self.deliveries.apply(config.webhooks)
@@ -70,6 +87,8 @@ class Api:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.watch.run(), name="job-bells")
             tasks.create_task(self.deliveries.run(), name="webhooks")
+            for work in self._work:
+                tasks.create_task(work(), name="api-work")
 
     def leave(self) -> None:
         """The gateway is going to end: who waits for a job is told how it stands."""

@@ -12,7 +12,7 @@ from gateway.api.route import Route
 from gateway.api.schemas import EXAMPLES, GPU, NAME, SCHEMAS, ref
 
 _PARAMETER: Final = re.compile(r"\{(\w+)\*?\}")
-_PATH: Final[Mapping[str, Any]] = {"n": GPU}
+_PATH: Final[Mapping[str, Any]] = {"n": GPU, "gpu": GPU, "backend": GPU}
 _LINK: Final = {"id": "$response.body#/id"}
 _PHRASES: Final[Mapping[int, str]] = {
     200: "Done.",

@@ -67,9 +67,14 @@ class Table:
     """All routes, looked up by method and raw target."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self.routes = list(routes)
+        self.routes: list[Route] = []
         self._by_first: dict[bytes, list[tuple[list[str], Route]]] = {}
-        for route in self.routes:
+        self.add(routes)
+
+    def add(self, routes: Iterable[Route]) -> None:
+        """Look these up, too, after those that are there."""
+        for route in routes:
+            self.routes.append(route)
             segments = route.path[1:].split("/")
             self._by_first.setdefault(segments[0].encode(), []).append((segments, route))
 

@@ -194,6 +194,13 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "Health": whole({"status": TEXT, "healthy_instances": WHOLE, "total_instances": WHOLE}),
     "Life": whole({"status": TEXT}, {"reason": TEXT}),
     "Explanation": whole({"id": TEXT, "state": _STATES, "gpu": maybe(WHOLE), "port": TEXT}),
+    "GpuState": whole({
+        "gpu": WHOLE, "state": {"type": "string", "enum": ["ready", "busy", "draining", "faulted", "down", "absent"]},
+        "reason": TEXT, "jobs": WHOLE,
+    }),
+    "LogLines": whole({
+        "backend": WHOLE, "newest": WHOLE, "lines": many(whole({"number": WHOLE, "text": TEXT})),
+    }),
     "OpenApi": whole({"openapi": TEXT, "paths": ANYTHING}),
     "ComfyError": whole({"error": {}}),
     "ComfyJob": whole({"id": TEXT, "status": {"type": "string", "enum": sorted(set(STATUS.values()))}}),

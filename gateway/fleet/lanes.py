@@ -6,7 +6,8 @@ backend is up. Must never know HTTP or processes.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from gateway.fleet.member import Lane, Member, Reservation
+from gateway.errors import BACKEND_UNAVAILABLE, GatewayError
+from gateway.fleet.member import RETRY_AFTER, Lane, Member, Reservation
 from gateway.fleet.sessions import home
 from gateway.layout import Place, together
 
@@ -94,9 +95,13 @@ class Fleet:
         """The least busy lane that takes jobs; among equals the one that was not chosen for longest.
 
         Only lanes ``among`` these, if any are given. A backend that is away, out or draining is passed over as long as
-        there is another.
+        there is another; a GPU that was drained always. Raises ``GatewayError`` (503) when that leaves none.
         """
-        lanes = self._candidates(among)
+        lanes = [gpu for gpu in self._candidates(among) if gpu not in self._of[gpu].drained]
+        if not lanes:
+            text = "Every GPU that could take this job is drained."
+            hint = "comfy-gateway resume N gives GPU N jobs again; its own port takes them meanwhile."
+            raise GatewayError(BACKEND_UNAVAILABLE, text, hint, retry_after=RETRY_AFTER)
         order = [gpu for gpu in lanes if gpu >= self._next] + [gpu for gpu in lanes if gpu < self._next]
         gpu = min([gpu for gpu in order if not self.fault(gpu)] or order, key=self._fullness)
         self._next = (gpu + 1) % self.gpus

@@ -89,6 +89,8 @@ class Member:
         self.first: Final = first
         self.weight = weight
         self.drain = drain
+        self.drained: set[int] = set()
+        """Its GPUs, by the numbers users know, that the front door gives no new jobs until somebody says otherwise."""
         self.up = False
         self.out = False
         """Whether it is passed over because looks at it fail, though it may be up."""

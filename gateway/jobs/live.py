@@ -44,8 +44,12 @@ class Progress:
     """Nodes that have run or were cached."""
     nodes: int | None = None
     """Nodes of the workflow; what no output needs is among them and never done."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """Class of each node."""
     preview: bytes = b""
     """The newest JPEG."""
+    pictures: int = 0
+    """Counts previews."""
     version: int = 0
     """Counts changes."""
 
@@ -149,7 +153,7 @@ class Live:
         progress = self._jobs.get(job)
         if progress is None:
             progress = self._begin(job, first + gpu if isinstance(gpu, int) else None)
-            progress.nodes = await self._count(job)
+            progress.nodes, progress.classes = await self._nodes(job)
         _apply(progress, event, data)
         progress.version += 1
         self.on_news(job)
@@ -160,13 +164,15 @@ class Live:
         progress = self._jobs[job] = Progress(gpu, time.time())
         return progress
 
-    async def _count(self, job: str) -> int | None:
+    async def _nodes(self, job: str) -> tuple[int | None, dict[str, str]]:
+        """How many nodes its workflow has, and the class of each."""
         if self._journal.get(job) is None:
-            return None
+            return None, {}
         try:
-            return len(json.loads(await self._journal.store.body(job) or b"")["prompt"])
-        except (ValueError, KeyError, TypeError):
-            return None
+            graph = json.loads(await self._journal.store.body(job) or b"")["prompt"]
+            return len(graph), {str(node): str(told.get("class_type", "")) for node, told in graph.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None, {}
 
     def _preview(self, payload: bytes) -> None:
         size = int.from_bytes(payload[4:8], "big")
@@ -178,6 +184,7 @@ class Live:
         progress = self._jobs.get(job) if isinstance(job, str) else None
         if progress is not None and isinstance(job, str):
             progress.preview = payload[8 + size :]
+            progress.pictures += 1
             progress.version += 1
             self.on_news(job)
 

@@ -102,6 +102,10 @@ class Metrics:
         """One request refused by a limit; ``reason`` is the name of that limit."""
         self._denied[gpu, reason] = self._denied.get((gpu, reason), 0) + 1
 
+    def denied_on(self, gpu: str) -> int:
+        """Requests refused by limits on a GPU, or on ``FRONT``."""
+        return sum(count for (label, _), count in self._denied.items() if label == gpu)
+
     def retried(self, reason: str) -> None:
         """One request sent to the backend again because nothing of it can have arrived the first time."""
         self._retried[reason] = self._retried.get(reason, 0) + 1

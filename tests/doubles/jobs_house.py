@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from gateway.api.front import Api
 from gateway.config import Jobs
+from gateway.dashboard.front import add_dashboard
 from gateway.fleet.ask import asker
 from gateway.fleet.lanes import Fleet
 from gateway.fleet.own_routes import OwnRoutes
@@ -19,6 +20,7 @@ from gateway.jobs.desk import Desk
 from gateway.jobs.record import Record
 from gateway.jobs.sqlite import SQLiteStore
 from gateway.observe.metrics import Metrics
+from gateway.observe.tail import Tail
 from gateway.ratelimit import Limiter
 from gateway.server import Server
 from tests.doubles.http_backend import Backend, Peer, Seen, scripted
@@ -136,6 +138,7 @@ class House:
     fleet: Fleet
     comfy: Comfy
     backend: Backend
+    tails: list[Tail]
 
     def client(self, gpu: int | None = 0) -> contextlib.AbstractAsyncContextManager[RawClient]:
         """Connect to a GPU's port, or to the front door."""
@@ -195,6 +198,8 @@ async def house(
         ask = asker(backend.url)
         own = OwnRoutes(fleet, metrics, [ask])
         api = Api(desk, fleet, ask, own.queue_all, lambda: server.ports[1:], config)
+        tails = [Tail()]
+        add_dashboard(api, desk, fleet, metrics, [ask], tails)
         server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own.table(), desk, api)
         await server.start()
         async with asyncio.TaskGroup() as tasks:
@@ -203,7 +208,7 @@ async def house(
             if up:
                 fleet.members[0].backend_up("double", boot=up, booted=float(len(up)))
             try:
-                yield House(server, desk, api, fleet, comfy, backend)
+                yield House(server, desk, api, fleet, comfy, backend, tails)
             finally:
                 for each in running:
                     each.cancel()

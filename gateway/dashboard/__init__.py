@@ -1,0 +1,1 @@
+"""The dashboard: one page, the stream that feeds it, and what an administrator may do from it."""
