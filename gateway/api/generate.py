@@ -108,6 +108,7 @@ class GenerateRoutes:
                 "healthy": queue is not None,
                 "last_error": None if queue is not None else error or "The backend has no such GPU.",
                 "last_update": at if queue is not None else None,
+                "draining": self._fleet.member(gpu).drain or gpu in self._fleet.member(gpu).drained,
             }
         total = [sum(each[name] for each in instances.values()) for name in ("running", "pending")]
         summary = {

@@ -33,6 +33,12 @@ def add_tools(commands: Commands) -> None:
     jobs.add_argument("--limit", type=_whole_bound, default=20, metavar="N")
     cancel = _asking(commands.add_parser("cancel", help="stop jobs, waiting or running"), json=False)
     cancel.add_argument("id", nargs="+")
+    for name, text in (("drain", "have the front door give a GPU no new jobs"), ("resume", "give it jobs again")):
+        _asking(commands.add_parser(name, help=text), json=False).add_argument("gpu", type=int, metavar="N")
+    logs = _asking(commands.add_parser("logs", help="the last lines of a backend"), json=False)
+    logs.add_argument("--backend", type=int, default=0, metavar="N", help="which, where there are several (0)")
+    logs.add_argument("-n", dest="lines", type=_whole_bound, default=100, metavar="LINES", help="so many (100)")
+    logs.add_argument("-f", "--follow", action="store_true", help="and those that come")
     doctor = commands.add_parser("doctor", help="look at this machine: ports, files, disk, torch, GPUs, ComfyUI, nodes")
     doctor.add_argument("--config", type=Path, metavar="FILE", help="settings (default ./config.toml if it is there)")
     doctor.add_argument("--comfyui", metavar="DIR", help="ComfyUI checkout (default COMFYUI_DIR)")
@@ -68,6 +74,10 @@ def _run(args: argparse.Namespace) -> int:
         return commands.status(door, as_json=args.json, watch=args.watch)
     if args.command == "jobs":
         return commands.jobs(door, state=args.state, limit=args.limit, as_json=args.json)
+    if args.command in {"drain", "resume"}:
+        return commands.drain(door, args.gpu, args.command)
+    if args.command == "logs":
+        return commands.logs(door, args.backend, lines=args.lines, follow=args.follow)
     if args.command == "cancel":
         return commands.cancel(door, args.id)
     return commands.submit(door, args.workflow, gpu=args.gpu, wait=args.wait, folder=args.folder)

@@ -16,6 +16,10 @@ from gateway.tools.tables import bar, job_rows, status_rows, table
 
 EXIT_JOB_FAILED: Final = 4
 EXIT_JOB_CANCELED: Final = 5
+_KEPT: Final = 500
+"""Lines that the gateway keeps of each backend."""
+_PACE: Final = 1.0
+"""Seconds between two looks for new lines."""
 
 
 def status(door: Door, *, as_json: bool, watch: float) -> int:
@@ -64,6 +68,30 @@ def cancel(door: Door, ids: list[str]) -> int:
             print(f"comfy-gateway: {job}: {told(reply)}", file=sys.stderr)
             code = 1
     return code
+
+
+def drain(door: Door, gpu: int, what: str) -> int:
+    """``drain`` or ``resume`` a GPU, and say how it stands then."""
+    reply = door.ask("POST", f"/admin/gpus/{gpu}/{what}")
+    if reply.status != 200:
+        raise ToolError(told(reply))
+    found = reply.json()
+    print(f"GPU {gpu} {found['state']}" + (f": {found['reason']}" if found["reason"] else ""))
+    return 0
+
+
+def logs(door: Door, backend: int, *, lines: int, follow: bool) -> int:
+    """A backend's last lines; with ``follow`` also those that come, until it is stopped."""
+    query = f"limit={min(lines, _KEPT)}"
+    while True:
+        found = door.get(f"/admin/backends/{backend}/log?{query}")
+        for line in found["lines"]:
+            print(line["text"])
+        if not follow:
+            return 0
+        sys.stdout.flush()
+        query = f"after={found['newest']}"
+        time.sleep(_PACE)
 
 
 def submit(door: Door, file: Path, *, gpu: int | None, wait: bool, folder: Path | None) -> int:

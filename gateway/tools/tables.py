@@ -22,6 +22,7 @@ def status_rows(status: Mapping[str, Any], running: Sequence[Mapping[str, Any]])
     for told in sorted(status["data"]["instances"].values(), key=lambda told: told["gpu_id"]):
         gpu, job = told["gpu_id"], jobs.get(told["gpu_id"])
         state = "ready" if told["healthy"] else told["last_error"] or "down"
+        state = "draining" if told["healthy"] and told.get("draining") else state
         name = job["id"] if job else "-"
         rows.append([str(gpu), state, str(told["running"]), str(told["pending"]), name, progress(job)])
     return rows

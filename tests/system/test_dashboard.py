@@ -86,6 +86,8 @@ def test_a_system_is_seen_at_work_and_looked_after(make: Callable[..., Product],
             page.until(f"innerWidth === {width}")
             assert page.get("document.documentElement.scrollWidth") <= width
             shots.append(page.shot(tmp_path / f"{width}-{'dark' if dark else 'light'}.png"))
+        page.driver.execute_script("document.getElementById('jobs').scrollIntoView()")
+        shots.append(page.shot(tmp_path / f"{width}-jobs.png"))
     page.size(1280, 900, dark=False)
 
     press(page, row(waiting), "Cancel")

@@ -53,6 +53,23 @@ def test_jobs_are_seen_and_canceled(product: Product):
     assert unknown.stderr.count("\n") == 1
 
 
+def test_a_gpu_is_drained_and_resumed_and_the_backends_lines_are_read(make: Callable[..., Product]):
+    """The front door gives a drained GPU nothing; ``logs`` shows what the backend wrote; no such GPU is one line."""
+    product = make(gpus=2).start().ready()
+    done = typed(product, "drain", "1")
+    assert (done.returncode, done.stdout) == (
+        0, "GPU 1 draining: The front door gives it no new jobs; nothing left on it.\n",
+    )
+    assert "draining" in typed(product, "status").stdout
+    for color in range(3):
+        assert product.post(product.ports[0], "/jobs", {"workflow": sleeping(0.01, color)}).json()["gpu"] == 0
+    assert "GPU 1 ready" in typed(product, "resume", "1").stdout
+    wait_until(lambda: typed(product, "logs").stdout, 60, "lines of the backend")
+    assert len(typed(product, "logs", "-n", "1").stdout.splitlines()) == 1
+    unknown = typed(product, "drain", "7")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("workflow", "says"),
     [('{"1": {"class_type": "NoSuchNode", "inputs": {}}}', "NoSuchNode"), ("[", "is no JSON"), ("{}", "no workflow")],

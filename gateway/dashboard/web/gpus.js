@@ -161,11 +161,18 @@ function drawFacts(card, gpu) {
   const { memory, weights, card: told } = gpu;
   fact(card.facts.memory, memory && `${bytes(memory.used)} of ${bytes(memory.total)}`);
   if (memory) write(card.facts.memory.term, memory.type === "cpu" ? "Memory (CPU)" : "VRAM");
-  const host = weights ? weights.host_shared + weights.host_own : 0;
-  fact(card.facts.weights, weights && `${bytes(weights.device)} on the GPU, ${bytes(host)} in host memory`);
+  fact(card.facts.weights, weights && heldOf(weights));
   fact(card.facts.card, told && `${told.temperature} °C, ${told.utilisation} % busy`);
   fact(card.facts.rate, String(gpu.jobs_per_minute));
   fact(card.facts.denied, String(gpu.denied));
+}
+
+function heldOf(weights) {
+  const host = weights.host_shared + weights.host_own;
+  const found = [];
+  if (weights.device) found.push(`${bytes(weights.device)} on the GPU`);
+  if (host) found.push(`${bytes(host)} on the host`);
+  return found.join(", ") || "none";
 }
 
 function fact(place, text) {
@@ -177,7 +184,7 @@ function fact(place, text) {
 }
 
 function drawQueue(card, gpu, context) {
-  const lines = gpu.queue.slice(0, 3).map((id) => {
+  const lines = gpu.queue.slice(0, 2).map((id) => {
     const job = context.jobs.get(id);
     const when = [];
     if (job && job.position !== null) when.push(`place ${job.position}`);
