@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from bench.files import allow_files
 from gateway import __version__
-from gateway.config import Config, Rate
+from gateway.config import Config, Rate, Timeouts
 from gateway.fleet.lanes import Fleet
 from gateway.observe.metrics import Metrics
 from gateway.ratelimit import Limiter
@@ -26,9 +26,8 @@ class Keeper:
         return 0.0
 
 
-async def serve(port: int, url: str, *, hold: bool = False) -> None:
-    """Run until the process is ended."""
-    allow_files()
+def build(port: int, url: str, timeouts: Timeouts | None = None) -> Server:
+    """The gateway's listening side for GPU 0 alone, not started."""
     config = Config()
     # Everything is checked, nothing refused.
     wide = Rate(1_000_000, 1_000_000)
@@ -38,6 +37,7 @@ async def serve(port: int, url: str, *, hold: bool = False) -> None:
         listen=replace(config.listen, front_port=0, gpu_ports=(port,)),
         backend=replace(config.backend, url=url, start=False),
         rate=rate,
+        timeouts=timeouts or config.timeouts,
         # nginx's access log is off, too.
         log=replace(config.log, access=False),
     )
@@ -46,6 +46,13 @@ async def serve(port: int, url: str, *, hold: bool = False) -> None:
     metrics = Metrics(1, __version__)
     server = Server(config, fleet, Limiter(config.rate, 1), metrics, {})
     metrics.watch_pools(server.pools)
+    return server
+
+
+async def serve(port: int, url: str, *, hold: bool = False) -> None:
+    """Run until the process is ended."""
+    allow_files()
+    server = build(port, url)
     if hold:
         server.bridges.keeper = Keeper()
     await server.start()
