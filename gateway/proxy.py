@@ -17,6 +17,7 @@ from gateway.auth.quotas import Quotas
 from gateway.cache.asking import SHAREABLE
 from gateway.errors import (
     BACKEND_UNAVAILABLE,
+    GATEWAY_BUSY,
     METHOD_NOT_ALLOWED,
     RATE_LIMITED,
     GatewayError,
@@ -260,6 +261,12 @@ class ProxiedRequest(HandedOver):
     def _evicted(self) -> None:
         """The same client asks again while this handshake is under way."""
         self.fail(GatewayError(BACKEND_UNAVAILABLE, "The same clientId has connected again.", retry_after=1))
+
+    def unconnected(self, error: GatewayError) -> None:
+        """What traffic shows counts as much as a look."""
+        if error.kind is not GATEWAY_BUSY:
+            self._member().failed()
+        super().unconnected(error)
 
     def retrying(self) -> None:
         """Count it."""

@@ -35,6 +35,8 @@ _MERGED: Final[Mapping[bytes, Callable[[merge.Told], dict[str, Any]]]] = {
 }
 _ANYWHERE: Final = frozenset({b"/debug/queues", b"/queue/all", b"/metrics"})
 """What shows all GPUs on every port."""
+_OF_ONE: Final = frozenset({b"/queue", b"/system_stats"})
+"""What names its GPU on that GPU's port."""
 _TOLD_TO_ALL: Final = frozenset({b"/queue", b"/history", b"/interrupt", b"/free"})
 
 
@@ -62,6 +64,8 @@ class Spread:
             return self._view
         if path == b"/history" or path.startswith(b"/history/"):
             return self._history
+        if gpu is not None and path in _OF_ONE:
+            return self._of_one if self._fleet.member(gpu).first else None
         if path in _ANYWHERE or (gpu is None and path in _MERGED):
             return {b"/metrics": self._metrics, b"/queue/all": self._queue_all}.get(path, self._merged)
         return None
@@ -69,6 +73,13 @@ class Spread:
     async def _merged(self, incoming: Incoming) -> Made:
         made = _MERGED[_path(incoming.request.target)](await told(self._peers, incoming))
         return json_answer(200, json.dumps(made).encode())
+
+    async def _of_one(self, incoming: Incoming) -> Made:
+        peer = self._peers.of(incoming.request.gpu)
+        (reply,) = await tell([peer], incoming)
+        if reply.status == 200 and _path(incoming.request.target) == b"/system_stats":
+            return json_answer(200, json.dumps(merge.devices_of_all([(peer.member.first, reply)])).encode())
+        return relayed(globally(reply, peer.member.first))
 
     async def _queue_all(self, incoming: Incoming) -> Made:
         whole = merge.queues_of_all(await told(self._peers, incoming))

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Iterable
 from typing import Any, Final, Protocol, cast
 
 from gateway.fleet.member import Member
@@ -18,7 +19,7 @@ from gateway.wire.replay import CLOSE, Replay
 from gateway.wire.silent import PONG, answer_controls
 from gateway.wire.sockets import keep_alive
 from gateway.ws_bridge import Renewal
-from gateway.ws_keep import DEATH
+from gateway.ws_keep import DEATH, PATIENCE
 
 _GOING_AWAY: Final = 1001
 _STATUS: Final = (b'{"type": "status"', b'{"type":"status"')
@@ -51,6 +52,10 @@ class Confluence(asyncio.Transport):
         self._sources: dict[Member, Source] = {}
         self._away: dict[Member, float] = {}
         """Since when, in seconds since 1970, a backend that was heard is not any more."""
+        self._expected: set[Member] = set()
+        """Backends that have not said yet how many jobs are left there."""
+        self._hello: dict[str, Any] | None = None
+        """A status that may not be told yet: the first one's, if it has said its own."""
         self._protocol: End | None = None
         self._paused = False
         self._closing = False
@@ -62,6 +67,18 @@ class Confluence(asyncio.Transport):
     def hears(self, member: Member) -> bool:
         """Whether there is a socket at this backend."""
         return member in self._sources
+
+    def expect(self, members: Iterable[Member]) -> None:
+        """Wait, but not for ever, for what these have to say, before saying how many jobs are left."""
+        self._expected = set(members)
+        asyncio.get_running_loop().call_later(PATIENCE, self.give_up_on, *self._expected)
+
+    def give_up_on(self, *members: Member) -> None:
+        """These have nothing to say."""
+        waited = bool(self._expected)
+        self._expected.difference_update(members)
+        if waited and not self._expected and self._hello is not None:
+            self._tell(self._hello)
 
     def away_since(self, member: Member) -> float | None:
         """When its socket was lost; ``None`` if there never was one."""
@@ -96,7 +113,7 @@ class Confluence(asyncio.Transport):
             return
         if message.opcode == TEXT:
             if message.payload.startswith(_STATUS):
-                self._pass(self._status(source, message, leads=leads))
+                self._status(source, message, leads=leads)
                 return
             if not leads and message.payload.startswith(_FEATURES):
                 return
@@ -113,6 +130,7 @@ class Confluence(asyncio.Transport):
                 self._end()
             return
         member = source.member
+        self.give_up_on(member)
         self._away[member] = time.time()
         loop = asyncio.get_running_loop()
         # A backend that lives on has not died: it has broken this one socket off, and so must we.
@@ -149,10 +167,6 @@ class Confluence(asyncio.Transport):
         """The client says no more."""
         self.close()
 
-    def can_write_eof(self) -> bool:
-        """Yes."""
-        return True
-
     def close(self) -> None:
         """End every socket, in order."""
         self._closing = True
@@ -188,28 +202,36 @@ class Confluence(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Clients send next to nothing; one that floods a backend loses its socket there."""
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Nothing: it is no socket."""
-        return default
-
     # Inside
 
     def _pass(self, data: bytes) -> None:
         if self._protocol is not None and not self._lost:
             self._protocol.data_received(data)
 
-    def _status(self, source: "Source", message: Message, *, leads: bool) -> bytes:
-        """The number of jobs left is that of all backends; the session id is the first one's to tell."""
+    def _status(self, source: "Source", message: Message, *, leads: bool) -> None:
+        """The number of jobs left is that of all backends; the session id is the first one's to tell.
+
+        None is told before each of them has said its own: a client takes "nothing left" for the end of its job.
+        """
         try:
             found = json.loads(message.payload)
-            info = found["data"]["status"]["exec_info"]
-            source.remaining = int(info["queue_remaining"])
-            info["queue_remaining"] = sum(each.remaining for each in self._sources.values())
+            source.remaining = int(found["data"]["status"]["exec_info"]["queue_remaining"])
         except (ValueError, KeyError, TypeError):
-            return message.raw
+            self._pass(message.raw)
+            return
         if not leads:
             found["data"].pop("sid", None)
-        return frame(TEXT, json.dumps(found).encode())
+        if leads or self._hello is None:
+            self._hello = found
+        self._expected.discard(source.member)
+        if not self._expected:
+            self._tell(self._hello)
+
+    def _tell(self, status: dict[str, Any]) -> None:
+        self._hello = None
+        left = sum(each.remaining for each in self._sources.values())
+        status["data"]["status"]["exec_info"]["queue_remaining"] = left
+        self._pass(frame(TEXT, json.dumps(status).encode()))
 
     def _look(self, member: Member, boot: str) -> None:
         if member in self._away and member.up and member.boot == boot:

@@ -36,8 +36,10 @@ class Confluences:
         """The stream of all backends; ``first`` is the socket at ``home``, from which ``rest`` has come already."""
         made = Confluence(self, home, first, rest, renewal)
         self._open.add(made)
-        for member in self._fleet.members:
-            if member is not home and member.up:
+        there = [member for member in self._fleet.members if member is home or member.up]
+        made.expect(there)
+        for member in there:
+            if member is not home:
                 self.want(made, member)
         return made
 
@@ -70,6 +72,7 @@ class Confluences:
                 transport, rest = await shake(self._urls[member.index], renewal.request, renewal.answer)
         except (OSError, TimeoutError, ValueError) as error:
             _log.warning("the events of backend %d cannot be had: %s", member.index, error or "no answer in time")
+            confluence.give_up_on(member)
             return
         told = b""
         try:

@@ -124,6 +124,8 @@ class GenerateRoutes:
     async def queue(self, call: Call) -> Made:
         """``GET /queue/{instance}``: ``0``, ``gpu0``, a GPU port's address, or one out of ``/instances``."""
         name = call.given["instance"]
+        if name == "all":
+            return await self._queue_all(call.incoming.request)  # under a prefix, where it is no route of its own
         gpu = gpu_named(name, self._gpu_ports())
         queues, error = await self._queues(call)
         if gpu is None or gpu not in queues:

@@ -16,6 +16,7 @@ Told = Sequence[tuple[int, Reply]]
 
 _SAMPLE: Final = re.compile(rb"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^\n]*\})?( \S+(?: -?[0-9]+)?)")
 _GPU: Final = re.compile(rb'([{,])gpu="([0-9]+)"')
+_VERDICTS: Final = ("unknown", "cpu", "fine", "close", "gil-bound")
 _META: Final = re.compile(rb"# (?:HELP|TYPE|UNIT) ([a-zA-Z_:][a-zA-Z0-9_:]*)")
 
 
@@ -91,12 +92,21 @@ def lanes_of_all(told: Told) -> dict[str, Any]:
     """``/debug/queues``."""
     every: list[dict[str, Any]] = []
     issuing: list[dict[str, Any]] = []
+    worst: dict[str, Any] = {}
     for first, reply in told:
         found = _object(reply)
         every += _lanes(found.get("queues"), first)
-        # What is said of all lanes of one process is said of no two processes.
-        issuing += _lanes(found["issuing"].get("lanes"), first) if isinstance(found.get("issuing"), dict) else []
-    return {"queues": every, **({"issuing": {"lanes": issuing}} if issuing else {})}
+        judged = found.get("issuing")
+        if isinstance(judged, dict):
+            issuing += _lanes(judged.get("lanes"), first)
+            # Each process is judged by itself: the gravest of their verdicts stands for all.
+            worst = max(worst, judged, key=_gravity)
+    return {"queues": every, **({"issuing": {**worst, "lanes": issuing}} if worst else {})}
+
+
+def _gravity(judged: dict[str, Any]) -> int:
+    verdict = judged.get("verdict")
+    return _VERDICTS.index(verdict) if verdict in _VERDICTS else -1
 
 
 def _lanes(found: object, first: int) -> list[dict[str, Any]]:

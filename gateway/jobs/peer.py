@@ -39,7 +39,12 @@ class Peer:
 
     async def send(self, method: bytes, target: bytes, lines: bytes, body: bytes) -> Reply:
         """One exchange with a client's own header lines; raises ``AskError``."""
-        return await exchange(self._url, method, target, lines, body, timeout=self.patience)
+        try:
+            return await exchange(self._url, method, target, lines, body, timeout=self.patience)
+        except AskError as error:
+            if error.refused:
+                self.member.failed()
+            raise
 
     async def submit(self, body: bytes, gpu: int | None) -> Reply:
         """Submit a prompt on the gateway's own account; raises ``AskError``."""

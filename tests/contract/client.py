@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import pytest
 
 LIMIT = 60.0
 """Seconds after which a condition is taken never to come true."""
@@ -120,24 +121,37 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class Client:
-    """HTTP and WebSocket to one backend; ``gpu`` becomes the header that the gateway would set."""
+    """HTTP and WebSocket to one backend; ``gpu`` becomes the header that the gateway would set.
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+    ``behind``: to a gateway's front door, where ``gpu`` becomes the prefix.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, *, behind: bool = False) -> None:
         self.session = session
         self.url = url
+        self.behind = behind
+
+    def directly(self, why: str) -> None:
+        """Skip what only a backend itself does: a gateway in front of it does otherwise, and why."""
+        if self.behind:
+            pytest.skip(f"not through a gateway: {why}")
+
+    def at(self, gpu: int | None) -> str:
+        """The address of one GPU."""
+        return f"{self.url}/gpu{gpu}" if self.behind and gpu is not None else self.url
 
     def headers(self, gpu: int | None) -> dict[str, str]:
-        return {} if gpu is None else {"X-TARGET-GPU": str(gpu)}
+        return {} if gpu is None or self.behind else {"X-TARGET-GPU": str(gpu)}
 
     async def get(self, path: str, gpu: int | None = None, **more: Any) -> Any:
         """The JSON answer of a GET that must work."""
-        async with self.session.get(self.url + path, headers=self.headers(gpu), **more) as answer:
+        async with self.session.get(self.at(gpu) + path, headers=self.headers(gpu), **more) as answer:
             assert answer.status == 200, (path, answer.status, await answer.text())
             return await answer.json()
 
     async def post(self, path: str, body: Any, gpu: int | None = None) -> tuple[int, Any]:
         """Status and JSON (or ``None``) of a POST."""
-        async with self.session.post(self.url + path, data=json.dumps(body), headers=self.headers(gpu)) as answer:
+        async with self.session.post(self.at(gpu) + path, data=json.dumps(body), headers=self.headers(gpu)) as answer:
             text = await answer.text()
             return answer.status, json.loads(text) if text else None
 
@@ -203,7 +217,8 @@ class Client:
     ) -> AsyncIterator[Listener]:
         """A WebSocket that has heard its first ``status``; ``flags``: sent as its feature flags."""
         query = f"?clientId={client_id}" if client_id else ""
-        async with self.session.ws_connect(f"{self.url}/ws{query}", headers=self.headers(gpu), max_msg_size=0) as ws:
+        url, headers = f"{self.at(gpu)}/ws{query}", self.headers(gpu)
+        async with self.session.ws_connect(url, headers=headers, max_msg_size=0) as ws:
             if flags:
                 await ws.send_json({"type": "feature_flags", "data": flags})
             listener = Listener(ws)

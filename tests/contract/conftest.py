@@ -11,6 +11,7 @@ import pytest
 
 from tests.contract.client import Client
 from tests.doubles.backend_process import ROOT, BackendProcess
+from tests.doubles.product import GENEROUS, Product
 
 GPUS = 4
 NO_COMFYUI = "COMFYUI_DIR names no ComfyUI: the contract is held against the embedded engine alone"
@@ -25,6 +26,14 @@ class Body:
     folder: Path
     """Holds its input, output and temp folders."""
     checkpoint: str | None
+    behind: bool = False
+    """Whether it is one process per GPU behind a gateway's front door."""
+
+
+def _per_gpu(folder: Path) -> tuple[Product, Body]:
+    product = Product(folder, gpus=GPUS, settings=GENEROUS, mode="per-gpu").start().ready()
+    url = f"http://127.0.0.1:{product.ports[0]}"
+    return product, Body("per-gpu", url, folder / "data", "tiny.safetensors", behind=True)
 
 
 def _embedded(folder: Path) -> tuple[BackendProcess, Body]:
@@ -54,12 +63,12 @@ def _comfyui(folder: Path) -> tuple[BackendProcess, Body]:
     return process, Body("comfyui", process.url, folder, None)
 
 
-BODIES = {"embedded": _embedded, "comfyui": _comfyui}
+BODIES = {"embedded": _embedded, "per-gpu": _per_gpu, "comfyui": _comfyui}
 
 
 @pytest.fixture(
     scope="session",
-    params=["embedded", pytest.param("comfyui", marks=pytest.mark.comfyui)],
+    params=["embedded", "per-gpu", pytest.param("comfyui", marks=pytest.mark.comfyui)],
 )
 def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Body]:
     """A running backend with four lanes."""
@@ -74,6 +83,6 @@ def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 async def client(body: Body) -> AsyncIterator[Client]:
     """A client of that backend; afterwards its lanes are idle again."""
     async with aiohttp.ClientSession() as session:
-        found = Client(session, body.url)
+        found = Client(session, body.url, behind=body.behind)
         yield found
         await found.idle()

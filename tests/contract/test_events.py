@@ -177,7 +177,7 @@ async def test_features_are_negotiated(client: Client):
 async def test_nonsense_on_a_socket_is_passed_over(client: Client):
     """What is no JSON, or not what is expected, does not end the connection."""
     me = uuid.uuid4().hex
-    async with client.session.ws_connect(f"{client.url}/ws?clientId={me}", headers=client.headers(1)) as ws:
+    async with client.session.ws_connect(f"{client.at(1)}/ws?clientId={me}", headers=client.headers(1)) as ws:
         for text in ("{", "[]", "null", '"x"', json.dumps({"type": "feature_flags", "data": 3})):
             await ws.send_str(text)
         prompt_id = await client.submit(picture(), 1, client_id=me)

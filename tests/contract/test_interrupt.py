@@ -45,7 +45,7 @@ async def test_many_targeted_interrupts(client: Client):
 async def test_without_an_id_that_lane(client: Client):
     """A GPU's port stops what runs on that GPU; the front door stops what runs anywhere."""
     ids = [await long_job(client, gpu) for gpu in range(GPUS)]
-    async with client.session.post(f"{client.url}/interrupt", headers=client.headers(2)) as answer:  # no body at all
+    async with client.session.post(f"{client.at(2)}/interrupt", headers=client.headers(2)) as answer:  # no body at all
         assert answer.status == 200
     assert await outcome(client, ids[2]) == "execution_interrupted"
     assert {item[1] for item in (await client.get("/queue"))["queue_running"]} == {ids[0], ids[1], ids[3]}
@@ -78,6 +78,7 @@ async def test_a_race_with_the_end_never_stops_the_next(client: Client):
 
 async def test_a_waiting_job_is_not_interrupted(client: Client):
     """Its id stops nothing while it waits; it runs when its turn comes."""
+    client.directly("there an interrupt by id cancels a waiting job, too")
     running = await long_job(client, 1)
     waiting = await client.submit(picture(), 1)
     await client.post("/interrupt", {"prompt_id": waiting}, 1)

@@ -45,6 +45,7 @@ async def observing(client: Client) -> AsyncIterator[Heard]:
 
 async def test_an_observer_hears_every_lane(client: Client):
     """Jobs of two clients on two lanes: all their events in order, each with its GPU, and the lanes' status."""
+    client.directly("the gateway is the observer")
     async with observing(client) as heard:
         assert heard.events[0] == {"type": "hello", "data": {"gpus": 4}, "gpu_id": None}
         jobs = {await client.submit(sleeper(0.2), gpu, client_id=uuid.uuid4().hex): gpu for gpu in (1, 3)}
@@ -60,6 +61,7 @@ async def test_an_observer_hears_every_lane(client: Client):
 
 async def test_observers_come_and_go_without_a_job_noticing(client: Client):
     """One that leaves in the middle, and one that never reads."""
+    client.directly("the gateway is the observer")
     async with client.session.ws_connect(f"{client.url}/debug/events"):
         async with observing(client) as heard:
             job = await client.submit(sleeper(0.3), 0)

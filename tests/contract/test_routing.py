@@ -32,6 +32,7 @@ async def test_each_gpu_takes_its_own_jobs(client: Client):
 
 async def test_without_a_gpu_a_job_goes_to_the_first(client: Client):
     """Direct calls without the header mean GPU 0."""
+    client.directly("the front door takes the least busy GPU")
     _, answer = await client.post("/prompt", {"prompt": picture()})
     assert answer["gpu_id"] == 0
 
@@ -75,7 +76,7 @@ async def test_queue_entries_have_comfyuis_five_fields(client: Client):
 async def test_every_route_answers_under_api_too(client: Client, path: str):
     """The frontend asks under /api; both spellings are one route."""
     for prefix in ("", "/api"):
-        async with client.session.get(client.url + prefix + path, headers=client.headers(1)) as answer:
+        async with client.session.get(client.at(1) + prefix + path, headers=client.headers(1)) as answer:
             assert answer.status == 200, prefix
 
 
@@ -90,6 +91,7 @@ async def test_a_submission_under_api_is_one(client: Client):
 @pytest.mark.parametrize(("method", "path"), [("GET", "/queue"), ("POST", "/api/prompt"), ("POST", "/interrupt")])
 async def test_a_bad_header_is_refused(client: Client, method: str, path: str, value: str):
     """Anything but one plain number of a GPU that is there is 400 in ComfyUI's shape, never silently GPU 0."""
+    client.directly("it takes such headers off")
     headers = [("X-TARGET-GPU", value.encode().decode("latin-1"))]
     async with client.session.request(method, client.url + path, headers=headers, json={}) as answer:
         assert answer.status == 400
@@ -100,6 +102,7 @@ async def test_a_bad_header_is_refused(client: Client, method: str, path: str, v
 
 async def test_two_headers_are_refused(client: Client):
     """A client that smuggles a second header does not choose the lane."""
+    client.directly("it takes such headers off")
     headers = [("X-TARGET-GPU", "1"), ("X-TARGET-GPU", "2")]
     async with client.session.get(f"{client.url}/queue", headers=headers) as answer:
         assert answer.status == 400

@@ -118,8 +118,8 @@ async def test_the_clients_own_id_is_kept(client: Client):
 
 async def test_no_content_type_is_needed(client: Client):
     """comfy-api-simplified and curl -d send JSON as a form; it is taken all the same."""
-    headers = {"Content-Type": "application/x-www-form-urlencoded", "X-TARGET-GPU": "2"}
-    async with client.session.post(f"{client.url}/prompt", data=b'{"prompt": {}}', headers=headers) as answer:
+    headers = {"Content-Type": "application/x-www-form-urlencoded", **client.headers(2)}
+    async with client.session.post(f"{client.at(2)}/prompt", data=b'{"prompt": {}}', headers=headers) as answer:
         assert (await answer.json())["error"]["type"] == "prompt_no_outputs"
 
 

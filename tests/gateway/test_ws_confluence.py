@@ -80,18 +80,20 @@ async def site(first: list[int]) -> AsyncIterator[Site]:
 
 
 @contextlib.asynccontextmanager
-async def events(folder: Path | None = None, query: str = "?clientId=me") -> AsyncIterator[Events]:
-    """Two backends with nothing to do, and a client that has heard their first words."""
+async def events(
+    folder: Path | None = None, query: str = "?clientId=me", left: tuple[int, int] = (0, 0)
+) -> AsyncIterator[Events]:
+    """Two backends with so many jobs, and a client that has heard their first words, which are one."""
     async with contextlib.AsyncExitStack() as stack:
-        sites = [await stack.enter_async_context(site([0])) for _ in range(2)]
+        sites = [await stack.enter_async_context(site([count])) for count in left]
         urls = [f"http://127.0.0.1:{each.server.sockets[0].getsockname()[1]}" for each in sites]
         made = await stack.enter_async_context(several(folder, (1, 1), urls=urls))
         client = await stack.enter_async_context(connect(f"ws://127.0.0.1:{made.server.ports[0]}/ws{query}"))
         found = Events(made, sites, client)
         await until(lambda: all(each.here for each in sites))
-        for _ in range(2):
-            kind, data = await found.next()
-            assert (kind, data["status"]["exec_info"]["queue_remaining"]) == ("status", 0)
+        kind, data = await found.next()
+        assert (kind, data["status"]["exec_info"]["queue_remaining"]) == ("status", sum(left))
+        assert data["sid"] == "s"
         yield found
 
 
@@ -104,6 +106,30 @@ async def test_events_of_all_backends_come_on_one_socket():
         found = [await here.next() for _ in range(4)]
         assert [data["value"] for kind, data in found if kind == "progress"] == [0, 1, 2]
         assert ("executing", {"node": "1"}) in found
+
+
+@pytest.mark.parametrize("left", [(0, 2), (2, 0)])
+async def test_nothing_is_left_only_when_every_backend_has_said_so(left: tuple[int, int]):
+    """Clients take the first "nothing left" for the end of their job: an idle backend does not say it for the other."""
+    async with events(left=left):
+        pass
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_backend_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, first: bool):
+    """The client is told what is known, whichever of the two is silent."""
+    monkeypatch.setattr(ws_confluence, "PATIENCE", 0.05)
+
+    async def mute(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async with site([0]) as speaks, serve(mute, "127.0.0.1", 0) as silent:
+        urls = [f"http://127.0.0.1:{each.sockets[0].getsockname()[1]}" for each in (speaks.server, silent)]
+        urls = urls if first else urls[::-1]
+        async with several(None, (1, 1), urls=urls) as made:
+            async with connect(f"ws://127.0.0.1:{made.server.ports[0]}/ws?clientId=me") as client:
+                message = json.loads(await asyncio.wait_for(client.recv(), 30))
+            assert message["data"]["status"]["exec_info"]["queue_remaining"] == 0
 
 
 async def test_the_number_of_jobs_left_is_that_of_all_backends():
@@ -217,8 +243,8 @@ async def test_the_same_client_again_takes_over():
         await until(lambda: all(len(each.here) == 1 and len(each.asked) == 2 for each in here.sites))
         for each in here.sites:
             await each.says("progress", value=1)
-        found = [json.loads(await asyncio.wait_for(newer.recv(), 30))["type"] for _ in range(4)]
-        assert sorted(found) == ["progress", "progress", "status", "status"]
+        found = [json.loads(await asyncio.wait_for(newer.recv(), 30))["type"] for _ in range(3)]
+        assert sorted(found) == ["progress", "progress", "status"]
 
 
 async def test_a_port_of_one_gpu_hears_its_backend_alone():
