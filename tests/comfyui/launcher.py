@@ -2,7 +2,8 @@
 
 Runs as ``main.py`` in the view of the checkout that the own suite is run in, under ComfyUI's interpreter, with the
 standard library alone. Must not know how a server is made: the proof that listens on ``PROOF_SOCKET`` does.
-With ``PROOF_HELD`` it holds the wanted port itself and passes bytes on, as they are, to the port of the answer.
+With ``PROOF_HELD`` it holds the wanted port itself and passes bytes on, as they are, to the port of the answer; where
+``PROOF_PORTS`` names several, it holds these, for as many neighbouring ports from that of the answer on.
 """
 
 import json
@@ -35,14 +36,15 @@ def forward(door: socket.socket, given: int) -> None:
 
 def main() -> None:
     port = int(sys.argv[sys.argv.index("--port") + 1])
+    held = [int(each) for each in os.environ.get("PROOF_PORTS", str(port)).split(",")]
     # A held door lets the suite wait as long as a start takes; without one the server must be quick, and take the port.
-    door = socket.create_server(("127.0.0.1", port)) if os.environ.get("PROOF_HELD") else None
+    doors = [socket.create_server(("127.0.0.1", each)) for each in held if os.environ.get("PROOF_HELD")]
     with socket.socket(socket.AF_UNIX) as proof:
         proof.connect(os.environ["PROOF_SOCKET"])
         proof.sendall(json.dumps({"argv": sys.argv[1:], "cwd": str(Path.cwd())}).encode() + b"\n")
         given = int(proof.makefile().readline() or "0")
-        if door and given:
-            forward(door, given)
+        for index, door in enumerate(doors if given else ()):
+            threading.Thread(target=forward, args=(door, given + index), daemon=True).start()
         proof.recv(1)  # until killed, or the proof is over
 
 

@@ -294,14 +294,18 @@ def run_port(comfy: Comfy, folder: Path, gpu: int, *, held: bool = False) -> Res
         servers.close()
 
 
-def run_across(comfy: Comfy, folder: Path, select: str) -> Result:
-    """A part of the suite with its clients spread over all four ports: each new one goes to the next."""
+def run_across(comfy: Comfy, folder: Path, select: str, *, held: bool = False) -> Result:
+    """A part of the suite with its clients spread over all four ports: each new one goes to the next.
+
+    ``held`` is as in ``run_port``, for all four.
+    """
     folder.mkdir()
     first = stack.free_port(stack.LANES)
     ports = range(first, first + stack.LANES)
-    servers = Servers(folder, lambda start: start_ports(comfy, folder, start.arguments, 0, ports), kill)
+    theirs = () if held else ports
+    servers = Servers(folder, lambda start: start_ports(comfy, folder, start.arguments, 0, theirs), kill)
     try:
-        env = {"PROOF_PORTS": ",".join(map(str, ports))}
+        env = {"PROOF_PORTS": ",".join(map(str, ports)), **(HELD if held else {})}
         return start_suite(comfy, folder, ports[0], servers, select=select, env=env, plugin="across_ports")()
     finally:
         servers.close()

@@ -33,7 +33,7 @@ def test_same_client_id(ports: Site) -> None:
 def test_same_client_again(ports: Site) -> None:
     """A tab that connects again before its old socket is gone hears everything on the new one."""
     if ports.front is None:
-        pytest.skip("PROOF_DIRECT is set: the gateway is what ends the older socket")
+        pytest.skip("PROOF_DIRECT is set: the gateway is what keeps the older socket open")
     accept("a newer socket", scenarios.replaced_socket(ports.lanes[2]))
 
 

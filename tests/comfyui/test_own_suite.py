@@ -27,6 +27,8 @@ def report(comfy: Comfy, where: str, result: Result) -> None:
 GPUS = tuple(int(gpu) for gpu in os.environ.get("PROOF_GPUS", "0,2").split(","))
 """The GPUs on whose ports the suite runs: on each alone, then on the first two at once."""
 
+HELD = bool(os.environ.get("PROOF_HELD"))
+
 SHARED = ("_offset_", "_jobs_api_", "test_async_resource_cleanup")
 """Tests that look at what two clients of one ComfyUI share on purpose: the length of the one history, the list of all
 jobs, and a class variable of a testing node. A second suite at the same time may change it between two looks."""
@@ -51,7 +53,7 @@ def test_plain_passes(comfy: Comfy, on_plain: Result) -> None:
 @pytest.mark.parametrize("gpu", GPUS)
 def test_one_port(comfy: Comfy, on_plain: Result, tmp_path: Path, gpu: int) -> None:
     """The suite on the port of one GPU ends test by test as on plain ComfyUI."""
-    result = suite.run_port(comfy, tmp_path / "port", gpu, held=bool(os.environ.get("PROOF_HELD")))
+    result = suite.run_port(comfy, tmp_path / "port", gpu, held=HELD)
     report(comfy, f"on the port of GPU {gpu}", result)
     same(result, on_plain)
 
@@ -76,7 +78,7 @@ def test_two_ports(comfy: Comfy, on_plain: Result, tmp_path: Path) -> None:
 
 def test_progress_isolation_across_lanes(comfy: Comfy, tmp_path: Path) -> None:
     """ComfyUI's own test of progress isolation holds between clients of different GPUs."""
-    result = suite.run_across(comfy, tmp_path / "across", "TestProgressIsolation")
+    result = suite.run_across(comfy, tmp_path / "across", "TestProgressIsolation", held=HELD)
     report(comfy, f"TestProgressIsolation over {stack.LANES} ports", result)
     assert "across_ports: a client goes to" in result.log.read_text()
     assert result.outcomes

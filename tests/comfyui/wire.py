@@ -159,8 +159,10 @@ class Listener:
     def _read(self) -> None:
         try:
             while True:
-                message = self._socket.recv()
-                event = binary(message) if isinstance(message, bytes) else spoken(message)
+                opcode, message = self._socket.recv_data(control_frame=True)
+                if opcode == websocket.ABNF.OPCODE_PING:  # answered already
+                    continue
+                event = told(opcode, message)
                 with self._news:
                     self.events.append(event)
                     self._news.notify_all()
@@ -194,6 +196,15 @@ class Listener:
         return self.wait(lambda event: event.kind == "executing" and event.data.get("prompt_id") == job
                          and event.data.get("node") is None, seconds)
 
+    def ping(self, seconds: float = JOB_LIMIT) -> None:
+        """Wait for the answer to a Ping of ours."""
+        payload = uuid.uuid4().bytes
+        try:
+            self._socket.ping(payload)
+        except websocket.WebSocketConnectionClosedException as error:
+            raise ConnectionError(f"the socket of {self.client} is closed") from error
+        self.wait(lambda event: event.kind == "pong" and event.raw == payload, seconds)
+
     def of(self, kind: str, job: str = "") -> list[Event]:
         """All events of one kind, of one job if given."""
         with self._news:
@@ -211,15 +222,19 @@ class Listener:
             counts[event.kind] = counts.get(event.kind, 0) + 1
         return counts
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the other side has not ended it yet."""
-        return self._open
-
     def close(self) -> None:
         self._socket.close()
         self._socket.shutdown()  # where the other side was first, close() leaves the descriptor
         self._thread.join(10)
+
+
+def told(opcode: int, message: bytes) -> Event:
+    """One frame as an event; raises where it ends the socket."""
+    if opcode == websocket.ABNF.OPCODE_PONG:
+        return Event("pong", {}, message)
+    if opcode == websocket.ABNF.OPCODE_CLOSE:
+        raise websocket.WebSocketConnectionClosedException
+    return binary(message) if opcode == websocket.ABNF.OPCODE_BINARY else spoken(message.decode())
 
 
 def spoken(message: str) -> Event:
