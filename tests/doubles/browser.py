@@ -57,8 +57,12 @@ class Page:
         return file
 
     def console(self) -> list[str]:
-        """What the page complained about since it was last asked: also what its policy has forbidden."""
-        return [each["message"] for each in self.driver.get_log("browser") if each["level"] == "SEVERE"]
+        """What the page complained about since it was last asked: also what its policy has forbidden.
+
+        Not a picture that was gone before it could be fetched: a preview ends with its job.
+        """
+        said = [each["message"] for each in self.driver.get_log("browser") if each["level"] == "SEVERE"]
+        return [each for each in said if "/preview?" not in each]
 
 
 def missing() -> str:

@@ -57,7 +57,7 @@ function makeCard(number, context) {
   const list = make("dl", { class: "facts" });
   for (const [name, text] of [["memory", "VRAM"], ["weights", "Models held"], ["card", "Card"],
     ["rate", "Jobs/min"], ["denied", "Denied"]]) {
-    facts[name] = { term: make("dt", {}, text), value: make("dd") };
+    facts[name] = { term: make("dt", {}, text), value: make("dd"), seen: name !== "card" };
     list.append(facts[name].term, facts[name].value);
   }
   const queue = make("ul", { class: "queue", "aria-label": `Waiting on GPU ${number}` });
@@ -176,10 +176,10 @@ function heldOf(weights) {
 }
 
 function fact(place, text) {
-  // What comes and goes with a backend keeps its line; what this machine never tells has none.
+  // What comes and goes with a backend keeps its line; what few machines tell has one from when it is told.
   if (text) place.seen = true;
-  show(place.term, Boolean(place.seen));
-  show(place.value, Boolean(place.seen));
+  show(place.term, place.seen);
+  show(place.value, place.seen);
   write(place.value, text || "–");
 }
 
