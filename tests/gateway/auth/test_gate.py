@@ -131,7 +131,6 @@ def test_wrong_keys_are_limited_per_address_and_right_ones_are_not():
         ("DELETE", "/jobs/1", Scope.SUBMIT),
         ("POST", "/userdata/workflows%2Fa.json", Scope.SUBMIT),
         ("POST", "/free", Scope.ADMIN),
-        ("POST", "/admin/gpus/0/drain", Scope.ADMIN),
         ("GET", "/admin/backends/0/log", Scope.ADMIN),
         ("POST", "/jobs/1/rerun", Scope.SUBMIT),
         ("GET", "/dashboard/events", Scope.READ),
