@@ -25,6 +25,9 @@ class Keeper:
         """Not at all."""
         return 0.0
 
+    def forget(self, bridge: Bridge) -> None:
+        """There is nothing to forget."""
+
 
 def build(port: int, url: str, timeouts: Timeouts | None = None) -> Server:
     """The gateway's listening side for GPU 0 alone, not started."""

@@ -35,6 +35,9 @@ class Keeper(Protocol):
     def keep(self, bridge: "Bridge") -> float:
         """Take it on: the seconds for which its client is held meanwhile; 0: it is not."""
 
+    def forget(self, bridge: "Bridge") -> None:
+        """It has ended; nobody waits for another backend side."""
+
 
 class Renewal(NamedTuple):
     """How the backend's side of a bridge was made, so that it can be made once more."""
@@ -346,6 +349,8 @@ class Bridge:
         if self._done:
             return
         self._done = True
+        if self.parked and self._bridges.keeper is not None:
+            self._bridges.keeper.forget(self)
         self.parked = False
         if self._claim is not None:
             self._claim.release()

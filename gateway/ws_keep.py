@@ -47,6 +47,10 @@ class Keeper:
         asyncio.get_running_loop().call_later(DEATH, self._look, bridge, boot)
         return self._hold
 
+    def forget(self, bridge: Bridge) -> None:
+        """Its client has left, or has been let go."""
+        self._held.pop(bridge, None)
+
     def backend_back(self, member: Member) -> None:
         """A backend has its jobs again: clients may hear from it."""
         self._back.put_nowait(member)
@@ -58,16 +62,12 @@ class Keeper:
                 back = await self._back.get()
                 for bridge in [bridge for bridge in self._held if self._member(bridge) is back]:
                     since = self._held.pop(bridge)
-                    if bridge.parked:
-                        tasks.create_task(self._renew(bridge, since), name="bridge-renewal")
+                    tasks.create_task(self._renew(bridge, since), name="bridge-renewal")
 
     def _look(self, bridge: Bridge, boot: str) -> None:
         """A backend that lives on did not die: it has broken this one socket off, and so must we."""
-        if bridge not in self._held:
-            return
-        if not bridge.parked:
-            del self._held[bridge]  # the client has left
-        elif (member := self._member(bridge)).up and member.boot == boot:
+        member = self._member(bridge)
+        if bridge in self._held and member.up and member.boot == boot:
             del self._held[bridge]
             bridge.let_go()
 
