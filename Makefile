@@ -15,7 +15,7 @@ help:
 	@echo "make up            start gateway and backend (ARGS='--comfyui DIR' for a real ComfyUI)"
 	@echo "make test          lint, types and every test that needs no GPU"
 	@echo "make check         lint and types alone"
-	@echo "make bench         the gateway beside nginx: CPU per request"
+	@echo "make bench         the gateway beside nginx, HAProxy and an aiohttp proxy: CPU, throughput, latency"
 	@echo "make test-gpu      what only a CUDA device can show; says so where there is none"
 	@echo "make test-comfyui  the tests against the ComfyUI that COMFYUI_DIR names"
 	@echo "make clean         remove .venv and caches"

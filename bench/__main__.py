@@ -1,26 +1,19 @@
-"""``python -m bench``: CPU per proxied request of the gateway and of nginx, and their ratio.
+"""``python -m bench``: the gateway beside nginx, HAProxy and a plain aiohttp proxy, in one run on one machine.
 
-Both stand before the same origin with the same duties: header injection, a rate limit that passes everything, kept
-alive connections to the backend. They are measured in turns, so that a machine that gets slower gets slower for both.
-It measures and prints; it never fails a build.
+All have the same duties as far as they know them (``bench/peers.py``), stand before the same origin, and take turns, so
+that a machine that gets slower gets slower for all. CPU is each process's own time. It measures and prints; it never
+fails a build.
 """
 
 import argparse
 import json
-import statistics
+import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.load import Row, cpu_seconds, run_load
-from bench.stand import Stand
-
-ROWS = (
-    Row("small GET", "/small", "GET", 16),
-    Row("small GET, changing heads", "/small", "GET", 16, varied=True),
-    Row("2 MB body", "/big", "GET", 4),
-    Row("POST 20 KB", "/sink", "POST", 16, body=20_000),
-)
+from bench.rows import ROWS, Figures, Row, Span, ratio
 
 SUFFIX = "-comfy-gateway-bench"
 
@@ -28,49 +21,61 @@ SUFFIX = "-comfy-gateway-bench"
 def main() -> int:
     """Measure, print, and write the figures if asked to."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each peer (default 5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one turn (default 2)")
+    parser.add_argument("--rounds", type=int, default=Span.rounds, help="turns of each peer (default 3)")
+    parser.add_argument("--seconds", type=float, default=Span.seconds, help="length of one turn (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--only", metavar="ROW", help="measure only the row with this name")
+    parser.add_argument("--only", metavar="ROW", help="only the rows whose name begins so")
+    parser.add_argument("--peers", metavar="A,B", help="only these peers, separated by commas")
+    parser.add_argument("--frontend", type=Path, metavar="DIR", help="comfyui_frontend_package/static, for the page")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(SUFFIX) as folder, Stand(Path(folder)) as stand:
-        if not stand.has_nginx:
-            print("nginx is not installed: there is no peer, only the gateway is measured, with an origin in Python")
-        figures = {}
-        for row in ROWS:
-            if args.only in {None, row.name}:
-                figures[row.name] = measure(stand, row, args.rounds, args.seconds)
-                print(line(row.name, figures[row.name]), flush=True)
+    span = Span(args.rounds, args.seconds)
+    rows = [row for row in ROWS if row.name.startswith(args.only or "")]
+    if not rows:
+        parser.error(f"no row begins with {args.only!r}; there are: {', '.join(row.name for row in ROWS)}")
+    print(machine())
+    told: dict[str, object] = {"machine": machine()}
+    with tempfile.TemporaryDirectory(SUFFIX) as name:
+        for number, row in enumerate(rows):
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            chosen = row if not args.peers else with_peers(row, args.peers.split(","))
+            figures, missing = chosen.run(folder, span, args.frontend)
+            print(table(row, figures, missing), flush=True)
+            told[row.name] = {"ratio": ratio(figures), "unit": row.unit, "peers": figures, "missing": missing}
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def measure(stand: Stand, row: Row, rounds: int, seconds: float) -> dict[str, float]:
-    """Microseconds of CPU per request of each peer, the median of its turns, and the ratio."""
-    costs: dict[str, list[float]] = {name: [] for name in stand.peers}
-    speeds: dict[str, list[float]] = {name: [] for name in stand.peers}
-    for turn in range(rounds + 1):
-        for name, peer in stand.peers.items():
-            before = cpu_seconds(peer.pid)
-            requests, took = run_load(peer.port, row, seconds if turn else 0.3)
-            if turn:  # the first turn warms up
-                costs[name].append((cpu_seconds(peer.pid) - before) / requests * 1e6)
-                speeds[name].append(requests / took)
-    figures = {f"{name} µs": statistics.median(values) for name, values in costs.items()}
-    figures |= {f"{name} requests/s": statistics.median(values) for name, values in speeds.items()}
-    if "nginx" in costs:
-        figures["ratio"] = figures["gateway µs"] / figures["nginx µs"]
-    return figures
+def with_peers(row: Row, wanted: list[str]) -> Row:
+    """The same row with fewer peers."""
+    return Row(row.name, row.origin, row.measure, tuple(name for name in row.peers if name in wanted), row.unit)
 
 
-def line(name: str, figures: dict[str, float]) -> str:
-    """One row as it is printed."""
-    text = f"{name:<26} gateway {figures['gateway µs']:7.1f} µs ({figures['gateway requests/s']:6.0f}/s)"
-    if "ratio" in figures:
-        text += f"   nginx {figures['nginx µs']:7.1f} µs ({figures['nginx requests/s']:6.0f}/s)"
-        text += f"   ratio {figures['ratio']:.2f}"
-    return text
+def machine() -> str:
+    """What it runs on."""
+    model = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else ""
+    return f"{os.cpu_count()} CPUs {model or platform.machine()}, Python {platform.python_version()}"
+
+
+def table(row: Row, figures: Figures, missing: list[str]) -> str:
+    """One row as it is printed: its ratio first, then a line for each peer."""
+    found = ratio(figures)
+    says = f"ratio {found:.2f}" if found is not None else "no ratio: nginx is not installed or was not asked for"
+    lines = [f"{row.name} … {says}" + (f"   ({row.note})" if row.note else "")]
+    for name, each in figures.items():
+        text = f"    {name:<16} {each['cpu']:10.1f} µs CPU per {row.unit}  {each['rate']:9.1f}/s"
+        if "p50" in each:
+            text += f"   p50 {each['p50']:8.2f} ms   p99 {each['p99']:8.2f} ms"
+        text += f"   {each['failed']:.0f} failed" if each.get("failed") else ""
+        text += "".join(f"   {key} {each[key]:.2f}" for key in row.own if key in each)
+        lines.append(text)
+    lines += [f"    {name:<16} not installed" for name in missing]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.files import allow_files
-from bench.stand import NGINX_FRAME, free_port, nginx_path, wait_for
+from bench.peers import NGINX_FRAME
+from bench.stand import find, free_port, wait_for
 
 SPARE_FILES = 200
 
 NGINX = """
+  access_log off;
   upstream backend {{ server 127.0.0.1:{origin}; }}
   limit_req_zone $binary_remote_addr zone=all:10m rate=1000000r/s;
   server {{
@@ -65,7 +67,7 @@ def main() -> int:
     if bridges < args.bridges:
         print(f"only {bridges} bridges: a proxy needs two files for each, and no more files may be open here")
     figures = {"gateway": gateway(bridges)}
-    nginx = nginx_path()
+    nginx = find("nginx")
     if nginx is None:
         print("nginx is not installed: there is no peer")
     else:
@@ -96,7 +98,7 @@ def beside(nginx: str, bridges: int) -> Figure:
         def start(origin: int) -> "subprocess.Popen[str]":
             frame = NGINX_FRAME.format(folder=folder, name="bridges", inside=NGINX.format(origin=origin, port=port))
             # With less than a sixteenth free, nginx closes connections that have not asked yet.
-            frame = frame.replace("worker_connections 1024", f"worker_connections {3 * bridges}")
+            frame = frame.replace("worker_connections 4096", f"worker_connections {3 * bridges}")
             file = folder / "bridges.conf"
             file.write_text(frame, encoding="utf-8")
             return subprocess.Popen(

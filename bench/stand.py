@@ -1,66 +1,25 @@
-"""What is measured: an origin, the gateway before it, and nginx before it, each a process of its own on free ports."""
+"""What is measured: an origin, and peers before it, each a process of its own on free ports of this machine."""
 
-import contextlib
+import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-SMALL = 150
-BIG = 2 * 1024 * 1024
+from bench.peers import GATEWAY, HAPROXY, NGINX_FRAME, NGINX_ORIGIN, NGINX_PROXY
 
-# What nginx needs to keep to itself wherever it runs.
-NGINX_FRAME = """
-worker_processes 1; daemon off; master_process off; pid {folder}/{name}.pid; error_log {folder}/{name}.log;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; keepalive_requests 100000000;
-  client_body_temp_path {folder}/{name}-1; proxy_temp_path {folder}/{name}-2; fastcgi_temp_path {folder}/{name}-3;
-  uwsgi_temp_path {folder}/{name}-4; scgi_temp_path {folder}/{name}-5;
-  {inside}
-}}
-"""
+SMALL: Final = 150
+BIG: Final = 2 * 1024 * 1024
+TICK: Final = os.sysconf("SC_CLK_TCK")
 
-ORIGIN = """
-  server {{
-    listen 127.0.0.1:{port};
-    client_max_body_size 100m;
-    location = /sink {{ client_body_in_single_buffer on; client_body_buffer_size 1m; proxy_pass http://127.0.0.1:{port}/small;
-                        proxy_method GET; proxy_pass_request_body off; proxy_set_header Content-Length ""; }}
-    location / {{ root {folder}/www; }}
-  }}
-"""
-
-# The same duties as the gateway: a limit that passes, forwarding fields, an id, the GPU, kept-alive connections.
-PROXY = """
-  limit_req_zone $binary_remote_addr zone=all:10m rate=1000000r/s;
-  upstream backend {{ server 127.0.0.1:{origin}; keepalive 32; keepalive_requests 100000000; }}
-  server {{
-    listen 127.0.0.1:{port};
-    client_max_body_size 100m;
-    location / {{
-      limit_req zone=all burst=1000000 nodelay;
-      proxy_pass http://backend;
-      proxy_http_version 1.1;
-      proxy_connect_timeout 60s; proxy_read_timeout 600s; proxy_send_timeout 600s;
-      proxy_set_header Connection "";
-      proxy_set_header Host $http_host;
-      proxy_set_header X-Real-IP $remote_addr;
-      proxy_set_header X-Forwarded-For $remote_addr;
-      proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header X-Forwarded-Host $http_host;
-      proxy_set_header X-TARGET-GPU 0;
-      proxy_set_header X-Request-ID $request_id;
-      proxy_hide_header X-Request-ID;
-      add_header X-Request-ID $request_id;
-    }}
-  }}
-"""
+PEERS: Final = ("gateway", "nginx", "haproxy", "aiohttp")
+JOURNALED: Final = "gateway, journal"
 
 
 @dataclass
@@ -70,37 +29,40 @@ class Peer:
     pid: int
     port: int
 
+    def cpu(self) -> float:
+        """Seconds of user and system time so far."""
+        return cpu_seconds(self.pid)
+
 
 class Stand:
-    """Starts everything when entered, and ends it when left. ``peers`` maps names to what is measured."""
+    """Starts everything when entered, and ends it when left. ``peers`` maps names to what is measured.
 
-    def __init__(self, folder: Path) -> None:
+    ``origin``: ``files`` (nginx where there is one), ``routes`` (our own, with prompts and events), or ``page``.
+    """
+
+    def __init__(self, folder: Path, origin: str, peers: tuple[str, ...], page: Path | None = None) -> None:
         self.folder = folder
         self.peers: dict[str, Peer] = {}
-        self.nginx = nginx_path()
+        self.missing: list[str] = []
+        """Peers that are not installed."""
+        self.origin: Peer
+        self._kind = origin
+        self._wanted = peers
+        self._page = page
         self._processes: list[subprocess.Popen[bytes]] = []
-
-    @property
-    def has_nginx(self) -> bool:
-        """Whether there is a peer to compare with."""
-        return self.nginx is not None
 
     def __enter__(self) -> Self:
         www = self.folder / "www"
-        www.mkdir()
+        www.mkdir(exist_ok=True)
         (www / "small").write_bytes(b"a" * SMALL)
         (www / "big").write_bytes(bytes(BIG))
+        (www / "prompt").write_bytes(b'{"exec_info": {"queue_remaining": 0}}')
         try:
-            origin = self._origin()
-            gateway = free_port()
-            process = self._start([sys.executable, "-m", "bench.gateway", str(gateway), f"http://127.0.0.1:{origin}"])
-            self.peers["gateway"] = Peer(process.pid, gateway)
-            if self.nginx:
-                port = free_port()
-                process = self._nginx("proxy", PROXY.format(origin=origin, port=port))
-                self.peers["nginx"] = Peer(process.pid, port)
+            self._start_origin(www)
+            for name in self._wanted:
+                self._start_peer(name)
             for peer in self.peers.values():
-                wait_for(peer.port)
+                wait_for_answer(peer.port)
         except BaseException:
             self._stop()
             raise
@@ -111,22 +73,51 @@ class Stand:
     ) -> None:
         self._stop()
 
-    def _origin(self) -> int:
+    def _start_origin(self, www: Path) -> None:
         port = free_port()
-        if self.nginx:
-            self._nginx("origin", ORIGIN.format(port=port, folder=self.folder))
+        if self._kind == "page":
+            process = self._start([sys.executable, "-m", "bench.frontend", str(port), str(self._page)], "origin")
+        elif self._kind == "files" and find("nginx"):
+            process = self._nginx("origin", NGINX_ORIGIN.format(port=port, folder=self.folder))
         else:
-            self._start([sys.executable, "-m", "bench.origin", str(port), str(self.folder / "www")])
-        wait_for(port)
-        return port
+            process = self._start([sys.executable, "-m", "bench.origin", str(port), str(www)], "origin")
+        wait_for_answer(port)
+        self.origin = Peer(process.pid, port)
+
+    def _start_peer(self, name: str) -> None:
+        port, origin = free_port(), self.origin.port
+        if name.startswith("gateway"):
+            process = self._gateway(name, port)
+        elif name == "aiohttp":
+            process = self._start([sys.executable, "-m", "bench.naive", str(port), f"http://127.0.0.1:{origin}"], name)
+        elif not find(name):
+            self.missing.append(name)
+            return
+        elif name == "nginx":
+            process = self._nginx(name, NGINX_PROXY.format(origin=origin, port=port, folder=self.folder))
+        else:
+            file = self.folder / "haproxy.cfg"
+            file.write_text(HAPROXY.format(origin=origin, port=port), encoding="utf-8")
+            process = self._start([str(find(name)), "-db", "-q", "-f", str(file)], name)
+        self.peers[name] = Peer(process.pid, port)
+
+    def _gateway(self, name: str, port: int) -> subprocess.Popen[bytes]:
+        folder = self.folder / name.replace(", ", "-")
+        folder.mkdir(exist_ok=True)
+        journal = folder / "jobs" if name == JOURNALED else ""
+        file = folder / "config.toml"
+        text = GATEWAY.format(front=free_port(), port=port, origin=self.origin.port, journal=journal, folder=folder)
+        file.write_text(text, encoding="utf-8")
+        return self._start([sys.executable, "-m", "gateway", "up", "--no-backend", "--config", str(file)], name)
 
     def _nginx(self, name: str, inside: str) -> subprocess.Popen[bytes]:
         file = self.folder / f"{name}.conf"
         file.write_text(NGINX_FRAME.format(folder=self.folder, name=name, inside=inside), encoding="utf-8")
-        return self._start([str(self.nginx), "-p", str(self.folder), "-c", str(file)])
+        return self._start([str(find("nginx")), "-p", str(self.folder), "-c", str(file)], name)
 
-    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    def _start(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.out").open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out)
         self._processes.append(process)
         return process
 
@@ -134,12 +125,25 @@ class Stand:
         for process in self._processes:
             process.terminate()
         for process in self._processes:
-            process.wait(10)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def nginx_path() -> str | None:
-    """Where nginx is, also when its folder is not in the user's PATH."""
-    return which("nginx") or which("nginx", path="/usr/sbin:/usr/local/sbin")
+def find(program: str) -> str | None:
+    """Where a program is, also when its folder is not in the user's PATH."""
+    return which(program) or which(program, path="/usr/sbin:/usr/local/sbin")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Time on a CPU of all threads of a process so far: to the nanosecond where the kernel says so, else to a tick."""
+    tasks = list(Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    if tasks:
+        return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / TICK
 
 
 def free_port() -> int:
@@ -151,10 +155,31 @@ def free_port() -> int:
 
 def wait_for(port: int, seconds: float = 15.0) -> None:
     """Return when something listens on the port."""
+    _wait(port, seconds, lambda: socket.create_connection(("127.0.0.1", port), 1).close())
+
+
+def wait_for_answer(port: int, seconds: float = 20.0) -> None:
+    """Return when something there answers a request with anything but 503."""
+
+    def ask() -> None:
+        with socket.create_connection(("127.0.0.1", port), 1) as sock:
+            sock.settimeout(2)
+            sock.sendall(b"GET /prompt HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+            answer = sock.recv(64)
+            if not answer.startswith(b"HTTP/1.1 ") or answer.startswith(b"HTTP/1.1 503"):
+                raise OSError("it is not there yet")
+
+    _wait(port, seconds, ask)
+
+
+def _wait(port: int, seconds: float, look: Callable[[], None]) -> None:
     deadline = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        try:
+            look()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing answers on port {port}") from error
+            time.sleep(0.05)
+        else:
             return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing listens on port {port}")
-        time.sleep(0.02)
