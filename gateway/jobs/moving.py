@@ -9,6 +9,7 @@ import json
 import logging
 import time
 
+from gateway.errors import GatewayError
 from gateway.fleet.ask import AskError
 from gateway.fleet.lanes import Fleet
 from gateway.fleet.member import Member
@@ -73,7 +74,10 @@ class Moving:
 
     async def _move(self, record: Record, peer: Peer) -> bool:
         """Give a job to another backend; false when none could take it now."""
-        gpu = self._fleet.choose(self._fleet.near(record.client))
+        try:
+            gpu = self._fleet.choose(self._fleet.near(record.client))
+        except GatewayError:
+            return False  # every GPU that it could go to is drained
         member = self._fleet.member(gpu)
         if member is peer.member or not member.up or member.out or member.drain or self._fleet.fault(gpu):
             return False

@@ -78,6 +78,23 @@ async def test_they_stay_while_it_may_come_back_soon_and_where_nobody_else_is(tm
         assert here.desk.moving.moved == 0
 
 
+async def test_nothing_moves_to_a_drained_gpu(tmp_path: Path):
+    """It waits, also when no other GPU is left; resumed, that GPU gets it."""
+    async with several(tmp_path, (1, 1), move_after=0.05) as here:
+        await fill(here)
+        assert here.desk is not None
+        member = here.fleet.members[1]
+        member.drained.add(1)
+        here.dies(0)
+        moving, peer = here.desk.moving, next(iter(here.desk.peers))
+        record = here.desk.journal.get("job2")
+        assert record is not None
+        assert await moving._move(record, peer) is False
+        assert moving.moved == 0
+        member.drained.clear()
+        await until(lambda: {"job2", "job4"} <= ids(here, 1))
+
+
 async def test_what_the_other_refuses_stays_where_it_was(tmp_path: Path):
     """Another machine may lack the file it names: then it waits for the one that has it."""
     async with several(tmp_path, (1, 1), move_after=0.05) as here:
