@@ -23,7 +23,9 @@ ROUTE: Final = "/debug/events"
 _SILENCE: Final = 90.0
 """Seconds; the backend pings every 30."""
 _REST: Final = 1.0
-"""Seconds between two attempts to be heard, and two looks whether there is a backend."""
+"""Seconds between two attempts to be heard."""
+_LOOK: Final = 0.2
+"""Seconds between two looks whether there is a backend."""
 _MOST: Final = 512
 """Jobs whose progress is remembered."""
 _ENDS: Final = frozenset({"execution_success", "execution_error", "execution_interrupted"})
@@ -103,7 +105,7 @@ class Live:
         while True:
             boot = member.boot
             if not member.ready or boot == deaf_to:
-                await asyncio.sleep(_REST)
+                await asyncio.sleep(_LOOK)
                 continue
             try:
                 await self._listen(url, member)
@@ -152,8 +154,9 @@ class Live:
             return
         progress = self._jobs.get(job)
         if progress is None:
+            nodes, classes = await self._nodes(job)
             progress = self._begin(job, first + gpu if isinstance(gpu, int) else None)
-            progress.nodes, progress.classes = await self._nodes(job)
+            progress.nodes, progress.classes = nodes, classes
         _apply(progress, event, data)
         progress.version += 1
         self.on_news(job)

@@ -86,6 +86,7 @@ async def test_progress_follows_the_events(tmp_path: Path):
 async def test_a_connection_that_breaks_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What was known is forgotten, for nobody knows any more."""
     monkeypatch.setattr(module, "_REST", 0.01)
+    monkeypatch.setattr(module, "_LOOK", 0.01)
     met: list[ws.ServerConnection] = []
 
     async def talk(peer: ws.ServerConnection) -> None:
@@ -103,6 +104,7 @@ async def test_a_connection_that_breaks_is_made_again(tmp_path: Path, monkeypatc
 async def test_a_backend_without_events_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Plain ComfyUI says 404; its next life may know better."""
     monkeypatch.setattr(module, "_REST", 0.01)
+    monkeypatch.setattr(module, "_LOOK", 0.01)
     asked: list[str] = []
 
     async def talk(peer: ws.ServerConnection) -> None:
