@@ -76,9 +76,9 @@ async def start(port: int, url: str, *, cache: bool) -> Server:
     return server
 
 
-def is_test(kind: Kind, target: bytes) -> bool:
-    """Whether this is a target that the suite tests, and no bookkeeping of its own."""
-    return target.startswith(b"/test/")
+def group_of(kind: Kind, target: bytes) -> asking.Group | None:
+    """A target that the suite tests is a file; those of its own bookkeeping are not."""
+    return asking.Group.FILE if target.startswith(b"/test/") else None
 
 
 def kinds(folder: Path) -> dict[str, str]:
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the suite's results there")
     chosen = parser.parse_args()
     own = re.compile(asking.NOT_IN_KEY.pattern + rb"|^(?:test-name|test-id|req-num):[^\r]*\r\n")
-    with mock.patch("gateway.cache.answering.is_file", is_test), mock.patch.object(asking, "NOT_IN_KEY", own):
+    with mock.patch("gateway.cache.answering.group_of", group_of), mock.patch.object(asking, "NOT_IN_KEY", own):
         results = asyncio.run(run(chosen.folder, cache=not chosen.off))
     by_kind = kinds(chosen.folder)
     passed = [name for name, result in results.items() if result is True]

@@ -111,7 +111,7 @@ def fastest(run: Callable[[], None], count: int, rounds: int) -> float:
 async def measure(rounds: int, *, profile: bool) -> None:
     """Print both kinds of heads."""
     logging.basicConfig(level=logging.INFO, filename="/dev/null")
-    count = 2000
+    count = 200
     with tempfile.TemporaryDirectory() as folder:
         proxy = proxy_of(Path(folder))
         proxy.start(Deadlines(asyncio.get_running_loop(), 0.5))
@@ -138,7 +138,7 @@ async def measure(rounds: int, *, profile: bool) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.path", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=60, help="short runs of which the fastest counts (default 60)")
+    parser.add_argument("--rounds", type=int, default=400, help="short runs of which the fastest counts (default 400)")
     parser.add_argument("--profile", action="store_true", help="show where it goes")
     chosen = parser.parse_args()
     asyncio.run(measure(chosen.rounds, profile=chosen.profile))

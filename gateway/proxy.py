@@ -9,7 +9,6 @@ import re
 import secrets
 import time
 from typing import Final
-from urllib.parse import unquote_plus, unquote_to_bytes
 
 from gateway.auth.guard import PAGES, Guard
 from gateway.auth.origin import PREFLIGHT, shared_lines
@@ -26,7 +25,7 @@ from gateway.fleet.member import RETRY_AFTER, Member
 from gateway.handover import HandedOver
 from gateway.handover import Handler as DeskHandler
 from gateway.jobs.desk import Desk
-from gateway.request import Kind, Request, classify, resolved, split_prefix
+from gateway.request import Kind, Request, classify, client_id_of, decoded, resolved, split_prefix
 from gateway.service import FRONT, Service
 from gateway.service import Handler as OwnRoute
 from gateway.wire.answer import Answer
@@ -44,6 +43,9 @@ _RESULTS: Final = re.compile(rb"(?:/api)?/(?:history|view)(?![^/?])")
 _EXTENSIONS: Final = re.compile(rb"(?im)^sec-websocket-extensions:[^\r]*\r\n")
 
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+# An enumeration's own ``value`` is found by Python code.
+_NAMES: Final = {kind: kind.value for kind in Kind}
+
 _ALLOW: Final = ((b"Allow", _METHODS),)
 
 
@@ -131,7 +133,7 @@ class ProxiedRequest(HandedOver):
         """What only port 8180 has: prefixes, which are taken off, and own routes, whose handler is returned."""
         proxy = self._proxy
         path, _, query = target.partition(b"?")
-        if proxy.own_routes and (handler := proxy.own_routes.get(_decoded(path))) is not None:
+        if proxy.own_routes and (handler := proxy.own_routes.get(decoded(path))) is not None:
             return handler
         prefix = split_prefix(target, proxy.gpus)
         if prefix is None:
@@ -169,7 +171,7 @@ class ProxiedRequest(HandedOver):
         if not there.up and self._desk is None:
             text = "The backend is not available."
             raise GatewayError(BACKEND_UNAVAILABLE, text, there.reason, retry_after=there.retry_after)
-        if self._desk is None and (fault := fleet.fault(gpu)) and not _RESULTS.match(self._target):
+        if self._desk is None and gpu is not None and (fault := fleet.fault(gpu)) and not _RESULTS.match(self._target):
             raise GatewayError(BACKEND_UNAVAILABLE, fault, "The backend starts again.", retry_after=RETRY_AFTER)
         if gpu is None and kind is Kind.SUBMIT and not self._own:
             gpu = self._gpu = fleet.choose(fleet.near(self._address))
@@ -208,7 +210,7 @@ class ProxiedRequest(HandedOver):
 
     def _send(self) -> None:
         """Claim what must be claimed, and forward."""
-        if self.head.fields.upgrade and (client_id := _client_id(self._target)):
+        if self.head.fields.upgrade and (client_id := client_id_of(self._target)):
             # ComfyUI forgets the new socket when the old one ends after it (its issue 16010).
             self._claim = claim = self._proxy.bridges.claim((self._label, client_id), self._evicted, self._go)
             if claim.waiting:
@@ -224,10 +226,10 @@ class ProxiedRequest(HandedOver):
             self._collect(self._desk)
             return
         self._asked = time.monotonic()
-        if proxy.cache is not None and self._kind in SHAREABLE:
+        if proxy.cache is not None and (group := self.group(self._kind, self._target)) is not None:
             member = self._member()
             pool = proxy.pools[member.index]
-            if self.share(proxy.cache, pool, member.boot, self._kind, self._target, self._added_lines()):
+            if self.share(proxy.cache, pool, member.boot, group, self._target, self._added_lines()):
                 return
         self.ask_alone()
 
@@ -254,7 +256,7 @@ class ProxiedRequest(HandedOver):
     def _for_all(self, lines: bytes) -> bytes:
         """Ask for events that can be joined with those of other backends: not compressed, and under one client id."""
         self._joins = True
-        if not _client_id(self._target):
+        if not client_id_of(self._target):
             self._target += b"%bclientId=%b" % (b"&" if b"?" in self._target else b"?", secrets.token_hex(16).encode())
         return _EXTENSIONS.sub(b"", lines)
 
@@ -291,6 +293,8 @@ class ProxiedRequest(HandedOver):
 
     def rewrite(self, lines: bytes) -> bytes:
         """Under a prefix, what the backend points to on this host is under it, too."""
+        if not (self._cors or self._prefix or self._added):
+            return lines
         if self._cors:
             lines = shared_lines(lines, self._cors)
         lines = under_prefix(lines, self._prefix, self.head.fields.host or b"") if self._prefix else lines
@@ -335,7 +339,7 @@ class ProxiedRequest(HandedOver):
                     note="bridge closed",
                 )
 
-        renewal: Renewal | None = Renewal(self._head_bytes, head, _client_id(target))
+        renewal: Renewal | None = Renewal(self._head_bytes, head, client_id_of(target))
         socket: asyncio.Transport = backend.transport
         if self._joins and (confluences := self._proxy.confluences) is not None and renewal is not None:
             home = self._proxy.fleet.members[self._proxy.pools.index(self._pool)]
@@ -367,8 +371,10 @@ class ProxiedRequest(HandedOver):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.drop_task()
-        self.leave_line()
+        if self._task is not None:
+            self.drop_task()
+        if self._line is not None or self._rest is not None:
+            self.leave_line()
         proxy.running.discard(self)
         metrics = proxy.metrics
         metrics.in_flight -= 1
@@ -389,7 +395,7 @@ class ProxiedRequest(HandedOver):
                 seconds=seconds,
                 backend_seconds=backend_seconds,
                 gpu=self._label,
-                kind=self._kind.value,
+                kind=_NAMES[self._kind],
                 request_id=self.request_id,
                 note=self._note,
             )
@@ -400,17 +406,3 @@ def _moved(location: bytes) -> OwnRoute:
         return Answer(308, ((b"Location", location),))
 
     return answer
-
-
-def _decoded(path: bytes) -> bytes:
-    return unquote_to_bytes(path) if b"%" in path else path
-
-
-def _client_id(target: bytes) -> str:
-    """``clientId`` of a request for events (ComfyUI server.py: websocket_handler); empty when there is none."""
-    _, _, query = target.partition(b"?")
-    for part in query.split(b"&"):
-        name, _, value = part.partition(b"=")
-        if unquote_plus(name.decode("latin-1")) == "clientId":
-            return unquote_plus(value.decode("latin-1"))
-    return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_plus, unquote_to_bytes
 
 
 class Kind(Enum):
@@ -97,7 +97,22 @@ def classify(method: bytes, target: bytes, *, upgrade: bool) -> Kind:
 
 def resolved(path: bytes) -> bytes:
     """A raw path as the most lenient reader takes it: decoded once, slashes merged, dots resolved."""
-    return _normalise(path)[0]
+    return _normalise_cached(path)[0] if len(path) <= _CACHED_PATH else _normalise(path)[0]
+
+
+def decoded(path: bytes) -> bytes:
+    """A path without percent-encoding."""
+    return unquote_to_bytes(path) if b"%" in path else path
+
+
+def client_id_of(target: bytes) -> str:
+    """``clientId`` of a request for events (ComfyUI server.py: websocket_handler); empty when there is none."""
+    _, _, query = target.partition(b"?")
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == "clientId":
+            return unquote_plus(value.decode("latin-1"))
+    return ""
 
 
 def split_prefix(target: bytes, gpus: int) -> Prefix | None:
@@ -146,12 +161,12 @@ def _normalise(path: bytes) -> tuple[bytes, bool]:
 
     A path whose segments move when it is decoded means different things to different readers: it is not "exact".
     """
-    decoded = unquote_to_bytes(path) if b"%" in path else path
-    if decoded == b"/":
-        return decoded, True
+    plain = decoded(path)
+    if plain == b"/":
+        return plain, True
     segments: list[bytes] = []
-    exact = decoded.count(b"/") == path.count(b"/")
-    for segment in decoded.split(b"/")[1:]:
+    exact = plain.count(b"/") == path.count(b"/")
+    for segment in plain.split(b"/")[1:]:
         if segment in {b"", b"."}:
             exact = False
         elif segment == b"..":
@@ -161,6 +176,9 @@ def _normalise(path: bytes) -> tuple[bytes, bool]:
         else:
             segments.append(segment)
     return b"/" + b"/".join(segments), exact
+
+
+_normalise_cached = lru_cache(maxsize=4096)(_normalise)
 
 
 def _is_static(path: bytes) -> bool:

@@ -6,7 +6,7 @@ is kept is never copied for a slow client: a piece at a time is written, and the
 
 from typing import Final
 
-from gateway.cache.asking import Asking, is_file, is_listing, read
+from gateway.cache.asking import Asking, Group, group_of, read
 from gateway.cache.cache import Cache
 from gateway.cache.entry import Entry
 from gateway.cache.line import HIT, Line
@@ -32,19 +32,20 @@ class SharedAnswer(OwnAnswer):
     _asked_of: tuple[bytes, bytes] = (b"", b"")
     """Request line, and the lines that the gateway adds."""
 
-    def share(self, cache: Cache, pool: Pool, boot: str, kind: Kind, target: bytes, added: bytes) -> bool:
+    def group(self, kind: Kind, target: bytes) -> Group | None:
+        """Whether the answer may be shared, as far as the target tells."""
+        head = self.head
+        return None if head.has_body or head.method not in {b"GET", b"HEAD"} else group_of(kind, target)
+
+    def share(self, cache: Cache, pool: Pool, boot: str, group: Group, target: bytes, added: bytes) -> bool:
         """Take the answer that others get, now or soon; false when there can be none. ``added``: our own lines."""
         head = self.head
-        if head.has_body or head.method not in {b"GET", b"HEAD"}:
-            return False
-        listing = is_listing(kind, target)
-        if not listing and not is_file(kind, target):
-            return False
         asking = read(head.fields.rewritten or b"")
         if asking is None:
             return False
         self.asking, self._cache = asking, cache
         self._asked_of = (b"GET %b HTTP/1.1\r\n" % target, added)
+        listing = group is Group.LISTING
         line = cache.take(pool, boot, target, self, listing=listing, head=head.method == b"HEAD")
         if line is not None and not self.ended and not self.answered:
             self._line = line

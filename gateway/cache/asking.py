@@ -5,6 +5,7 @@ known to be harmless is a part of the key, so that cookies, other users and unkn
 """
 
 import re
+from enum import Enum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -74,14 +75,20 @@ class Asking(NamedTuple):
     only_if_cached: bool
 
 
-def is_listing(kind: Kind, target: bytes) -> bool:
-    """Whether it asks for what ComfyUI computes from its nodes and folders."""
-    return kind is Kind.READ and _LISTING.fullmatch(target) is not None
+class Group(Enum):
+    """What of the answers that may be shared a target names."""
+
+    LISTING = "listing"
+    """What ComfyUI computes from its nodes and folders."""
+    FILE = "file"
+    """A web file."""
 
 
-def is_file(kind: Kind, target: bytes) -> bool:
-    """Whether it asks for a web file."""
-    return kind is Kind.UI and _FILE.fullmatch(target) is not None
+def group_of(kind: Kind, target: bytes) -> Group | None:
+    """What a target names; ``None``: nothing that may be shared."""
+    if kind is Kind.READ:
+        return Group.LISTING if _LISTING.fullmatch(target) else None
+    return Group.FILE if kind is Kind.UI and _FILE.fullmatch(target) else None
 
 
 @lru_cache(maxsize=512)

@@ -6,11 +6,15 @@ as one record whose message has one line per request. Lines: logger ``gateway.ac
 """
 
 import logging
+import re
 import time
 from typing import Final
 
 from gateway.observe.lines import RAW as LOGGER
 from gateway.observe.lines import dumped
+
+# ASCII without spaces, control characters, quotes and backslashes.
+_HARMLESS: Final = re.compile(r"[!#-\[\]-~]*")
 
 _MOST: Final = 512
 """Lines held back at most."""
@@ -73,7 +77,7 @@ class AccessLog:
             self._add(dumped(told))
             return
         path = target.decode("latin-1")
-        if not (path.isascii() and path.isprintable() and '"' not in path and "\\" not in path):
+        if not _HARMLESS.fullmatch(path):
             path = path.translate(_ESCAPES)
         self._add(
             f'{client} "{method.decode("latin-1")} {path}" {status} in={received} out={sent} '

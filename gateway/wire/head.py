@@ -245,7 +245,7 @@ def read_answer(data: bytes, end: int, max_fields: int) -> AnswerHead:
         raise GatewayError(BACKEND_BROKE, "The backend's answer has a malformed head.", str(error)) from None
     if block.count(b"\r\n") - 2 > max_fields:
         raise GatewayError(BACKEND_BROKE, "The backend's answer has a malformed head.")
-    return _judge_answer(int(status), reason or b"", 1 if minor == b"1" else 0, block[:-2])
+    return _judge_answer(int(status), reason or b"", int(minor == b"1"), block[:-2])
 
 
 def check_unfinished_answer(data: bytes | bytearray, max_head: int) -> None:
@@ -389,7 +389,8 @@ def _judge_answer(status: int, reason: bytes, minor: int, block: bytes) -> Answe
                 raise GatewayError(BACKEND_BROKE, "The backend's answer has an unknown transfer coding.")
             chunked = True
         elif lower == b"connection":
-            connection |= _CONNECTIONS.get(text) or frozenset(tokens(text))
+            named = _CONNECTIONS.get(text) or frozenset(tokens(text))
+            connection = connection | named if connection else named
     if chunked and length is not None:
         raise GatewayError(BACKEND_BROKE, "The backend's answer has an unclear length.")
     return AnswerHead(status, reason, minor, block, special, length, chunked, connection)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.cache.asking import accepts_gzip, is_file, is_listing, matches, read
+from gateway.cache.asking import Group, accepts_gzip, group_of, matches, read
 from gateway.request import Kind, classify
 
 BASE = b"Host: gate:8181\r\nUser-Agent: x\r\n"
@@ -43,13 +43,13 @@ def lines(*more: bytes) -> bytes:
 def test_only_web_files_and_listings_are_shared(target: bytes, file: bool, listing: bool):
     """What a user made, what has a name that is used again, and what changes by itself is never shared."""
     kind = classify(b"GET", target, upgrade=False)
-    assert (is_file(kind, target), is_listing(kind, target)) == (file, listing)
+    assert group_of(kind, target) is (Group.FILE if file else Group.LISTING if listing else None)
 
 
 def test_writes_are_no_listings():
     """Only reads are looked at."""
-    assert not is_listing(Kind.CONTROL, b"/object_info")
-    assert not is_file(Kind.UPLOAD, b"/assets/a.js")
+    assert group_of(Kind.CONTROL, b"/object_info") is None
+    assert group_of(Kind.UPLOAD, b"/assets/a.js") is None
 
 
 def test_browsers_that_differ_in_nothing_that_counts_share():
