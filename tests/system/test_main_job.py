@@ -1,6 +1,7 @@
 """The main job: a workflow goes in on any port and a picture comes out, on all GPUs at once."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,6 @@ def product(request: pytest.FixtureRequest) -> Product:
     return found
 
 
-
 def readme_lines() -> str:
     """The commands of the README's chapter, as a reader would copy them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,9 +42,16 @@ def test_the_readmes_lines_produce_a_picture_on_each_port(product: Product, tmp_
     front, *ports = product.ports
     script = readme_lines().replace(":8182", f":{ports[gpu]}").replace(":8180", f":{front}")
     script = script.replace(".venv/bin/python", sys.executable)
+    script = script.replace(".venv/bin/comfy-gateway", f"{sys.executable} -m gateway")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
-        ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+        ["bash", "-ec", script],
+        cwd=tmp_path,
+        env={**os.environ, "COMFY_GATEWAY_URL": f"http://127.0.0.1:{front}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(rf'"gpu_id": *{gpu}\b', done.stderr), done.stderr
