@@ -96,7 +96,7 @@ class ProxiedRequest(HandedOver):
             self.answer(Answer(204, _ALLOW))
             return
         if fields.rewritten is None:
-            own = client.transport.get_extra_info("sockname")
+            own = client.transport.get_extra_info("sockname") if fields.host is None else None
             proto = b"https" if proxy.secure else b"http"
             lines, fields.address = outbound(fields, client.peer, own, proxy.trusted, proto)
             fields.rewritten = lines if proxy.guard is None else proxy.guard.gate.for_backend(head, lines)

@@ -217,7 +217,11 @@ def credential(head: RequestHead) -> str | None:
 
 def without_credentials(lines: bytes) -> bytes:
     """A request's lines as the backend may see them: without our keys and our cookie, all else as it was."""
-    return _CREDENTIALS.sub(_kept, lines)
+    lowered = lines.lower()
+    # Three looks for a word cost a tenth of one for the pattern.
+    if b"cookie" in lowered or b"authorization" in lowered or b"api" in lowered:
+        return _CREDENTIALS.sub(_kept, lines)
+    return lines
 
 
 def without_site(lines: bytes) -> bytes:
