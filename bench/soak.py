@@ -24,6 +24,7 @@ from bench.stand import free_port, wait_for
 LATE = 0.01
 """Share of answers that may be late: the machine does other things, too."""
 MORE_FILES = 4
+MORE_OBJECTS = 5
 MORE_MEMORY = 8 * 2**20
 """Bytes by which the last look may be above the first: caches that fill, the heap's own holes."""
 SETTLE = 60.0
@@ -36,7 +37,9 @@ class Look:
     files: int
     tasks: int
     held: int
-    """Clients, requests, bridges and pool connections in use."""
+    """Clients, requests, bridges and connections to the backend."""
+    objects: int
+    """Objects of the gateway's own classes."""
     memory: int
 
 
@@ -54,7 +57,7 @@ class Watched:
         self._process.stdin.flush()
         told = json.loads(self._process.stdout.readline())
         files = len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
-        return Look(files, told["tasks"], told["held"], private(self._process.pid))
+        return Look(files, told["tasks"], told["held"], told["objects"], private(self._process.pid))
 
     def settled(self) -> Look:
         """Look until nothing is held for anybody any more, or for as long as anything may take to end."""
@@ -95,7 +98,8 @@ def main() -> int:
 
 def line(look: Look) -> str:
     """A look as it is printed."""
-    return f"files {look.files}  tasks {look.tasks}  held {look.held}  memory {look.memory / 2**20:.1f} MiB"
+    counts = f"files {look.files}  tasks {look.tasks}  held {look.held}  objects {look.objects}"
+    return f"{counts}  memory {look.memory / 2**20:.1f} MiB"
 
 
 def judge(looks: list[Look], load: Load) -> list[str]:
@@ -110,6 +114,8 @@ def judge(looks: list[Look], load: Load) -> list[str]:
         faults.append(f"open files grew from {first.files} to {last.files}")
     if last.tasks > first.tasks:
         faults.append(f"tasks grew from {first.tasks} to {last.tasks}")
+    if last.objects > first.objects + MORE_OBJECTS:
+        faults.append(f"objects of the gateway grew from {first.objects} to {last.objects}")
     if last.memory > first.memory + MORE_MEMORY:
         faults.append(f"memory grew from {first.memory} to {last.memory} bytes")
     return faults

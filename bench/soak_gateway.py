@@ -39,7 +39,8 @@ async def serve(port: int, url: str) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while await reader.readline():
         gc.collect()
-        print(json.dumps({"tasks": len(asyncio.all_tasks()), "held": held(server)}), flush=True)
+        ours = sum(str(type(each).__module__).startswith("gateway.") for each in gc.get_objects())
+        print(json.dumps({"tasks": len(asyncio.all_tasks()), "held": held(server), "objects": ours}), flush=True)
     await server.close()
 
 

@@ -29,9 +29,6 @@ class Owner(Protocol):
 
     clock: Deadlines
 
-    def opened(self, connection: "BackendConnection") -> None:
-        """The connection stands."""
-
     def lost(self, connection: "BackendConnection") -> None:
         """It is gone, or of no use any more."""
 
@@ -138,7 +135,6 @@ class BackendConnection(asyncio.Protocol):
         """Be ready for the first request."""
         self.transport = transport  # type: ignore[assignment]  # asyncio passes a Transport to stream protocols
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Take a part of the answer."""

@@ -214,6 +214,9 @@ class Pool:
         except OSError as reason:
             text = "The backend cannot be reached."
             error = GatewayError(BACKEND_UNAVAILABLE, text, reason.strerror or str(reason), retry_after=1)
+        if connection is not None:
+            # Not before: of a dial that is given up in its last moment nobody hears that its connection has ended.
+            self.opened(connection)
         borrower, ticket.borrower = ticket.borrower, None
         if borrower is None:
             if connection is not None:

@@ -98,6 +98,8 @@ async def stack(
             await server.close()
         await until(lambda: made.idle)
         assert not server._proxy.busy
+        await until(lambda: not any(pool._open for pool in server.pools))
+        await until(lambda: not server._proxy.deadlines._items)
         assert metrics.bridges_open == 0
         assert all(fleet.lane(gpu).sending == 0 for gpu in range(config.gpus))
         assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "backend-connect"] == []

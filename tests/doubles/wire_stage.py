@@ -151,6 +151,7 @@ class Stage:
             line = Line(connection)
             self.backends.append(line)
             connection.connection_made(line)
+            pool.opened(connection)
             borrower, ticket.borrower = ticket.borrower, None
             assert borrower is not None
             borrower.connected(connection)

@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+from gateway.wire.backend import BackendConnection
+from gateway.wire.pool import Ticket
 from tests.doubles.http_backend import Peer, echo
 from tests.doubles.http_client import RawClient, request
 from tests.doubles.http_stack import Stack, blocked, stack, stop_the_clock
@@ -316,6 +318,32 @@ async def test_a_client_that_leaves_while_it_waits_leaves_the_queue():
         go.set()
         assert (await a.answer()).status == 200
         assert len(made.backend.seen) == 1
+
+
+async def test_a_client_that_leaves_at_the_moment_of_connecting_leaves_nothing():
+    """A connection that stands, but that nobody waits for any more, is closed and forgotten."""
+
+    class Nobody:
+        def connected(self, connection: BackendConnection) -> None:
+            raise AssertionError("it has left")
+
+        unconnected = connected
+
+    async with stack() as made:
+        pool = made.server.pools[0]
+        tickets: list[Ticket] = []
+
+        class Made(BackendConnection):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                tickets[0].cancel()
+
+        pool._make = lambda: Made(pool)
+        for _ in range(3):
+            tickets[:] = [pool.acquire(Nobody(), fresh=True)]
+            await until(lambda: tickets[0].task is not None and tickets[0].task.done())
+        await until(lambda: not pool._open and not made.proxy.deadlines._items)
+        assert pool.busy == 0
 
 
 async def test_a_backend_that_is_silent_is_504():
