@@ -117,6 +117,8 @@ class App:
         self.metrics.watch_limiter(self._limiter_keys)
         if self.desk is not None:
             self.metrics.watch_jobs(self.desk)
+        if (api := self.api) is not None:
+            self.metrics.watch_webhooks(lambda: api.deliveries.counts)
         self.parts: list[Part] = [self.server.apply, self.limiter.apply, self.guard.apply, apply_to_process]
         """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
         if self.desk is not None:

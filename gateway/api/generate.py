@@ -7,7 +7,7 @@ front door's with the GPU's prefix. Must never choose a GPU.
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -27,6 +27,15 @@ from gateway.wire.answer import Answer, Made, json_answer
 
 _NO_STORE: Final = ((b"Cache-Control", b"no-store"),)
 _CHECKPOINT: Final = "v1-5-pruned-emaonly.safetensors"
+
+_WORDS: Final[Mapping[State, str]] = {
+    State.QUEUED: "The job waits.",
+    State.RUNNING: "The job runs.",
+    State.SUCCEEDED: "The job has succeeded.",
+    State.FAILED: "The job has failed.",
+    State.CANCELED: "The job was canceled.",
+    State.LOST: "Nobody knows what became of the job.",
+}
 
 QueueAll = Callable[[Request], Awaitable[Answer]]
 
@@ -74,7 +83,7 @@ class GenerateRoutes:
 
     def _generated(self, call: Call, record: Record, waited: float | None) -> dict[str, Any]:
         error: str | None = None
-        message = f"The job is {record.state.value}."
+        message = _WORDS[record.state]
         if waited is not None and not record.ended:
             error, message = "TIMEOUT", f"The job has not ended within {waited:g} s; it goes on."
         elif record.ended and record.state is not State.SUCCEEDED:

@@ -42,6 +42,9 @@ class Desks:
         incoming = rewritten(call.incoming, b"/prompt", order.body(), gpu, extra)
         known = {"webhook": order.webhook} if order.webhook else {}
         incoming = replace(incoming, place=self._fleet.reserve(gpu), known=known)
+        if order.gpu is not None:
+            # Wherever it came in: nothing may move it to another GPU.
+            incoming = replace(incoming, port=f"gpu{order.gpu}")
         answer = await handler(incoming)
         if not 200 <= answer.status < 300:
             return answer

@@ -6,7 +6,7 @@ Labels are few and known beforehand (GPU, kind, status, phase, direction, reason
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -72,6 +72,7 @@ class Metrics:
         self._pools: Sequence[PoolView] = ()
         self._fleet: FleetView | None = None
         self._limiter_keys: Callable[[], int] | None = None
+        self._webhooks: Callable[[], Mapping[str, int]] | None = None
         self._jobs: JobsView | None = None
         self._cache: CacheView | None = None
         self._registry = CollectorRegistry()
@@ -148,6 +149,10 @@ class Metrics:
         """Read what was promised at each scrape."""
         self._jobs = jobs
 
+    def watch_webhooks(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Ask for attempts by how they went at each scrape."""
+        self._webhooks = counts
+
     def watch_cache(self, cache: CacheView | None) -> None:
         """Read what is kept, and how often it served, at each scrape."""
         self._cache = cache
@@ -164,6 +169,9 @@ class Metrics:
         yield from self._watched_families()
         if self._jobs is not None:
             yield from job_families(self._jobs)
+        if (webhooks := self._webhooks) is not None:
+            attempts = {(result,): count for result, count in webhooks().items()}
+            yield counter("webhooks", "Webhooks, by how an attempt went or that it was the last.", attempts, "result")
 
     def _request_families(self) -> Iterator[Metric]:
         requests: dict[tuple[str, ...], float] = {}

@@ -186,7 +186,15 @@ async def test_a_prefix_pins_a_job(tmp_path: Path):
         got = await here.post("/gpu3/jobs", {"workflow": GRAPH, "gpu": 1}, gpu=None)
         assert got.status == 400
         assert len(here.comfy.pending) == 1
+        assert [record.port for record in here.desk.journal.unfinished()] == ["gpu3"]
         assert {seen.all("x-target-gpu")[0] for seen in here.backend.seen if seen.method == b"POST"} == {b"3"}
+
+
+async def test_the_field_gpu_pins_a_job(tmp_path: Path):
+    """As if it had come in by that GPU's port: nothing moves it to another."""
+    async with house(tmp_path) as here:
+        job = await order(here, gpu=2)
+        assert (job["gpu"], job["port"]) == (2, "gpu2")
 
 
 async def test_deleting_a_job_cancels_it(tmp_path: Path):

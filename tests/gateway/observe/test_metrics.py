@@ -27,6 +27,7 @@ def used() -> Metrics:
         job_counts=lambda: {"queued": 3}, job_moves=lambda: {"failed": 2}, recovered=8, written=(40, 9, 0.5, 3)
     )
     metrics.watch_jobs(jobs)
+    metrics.watch_webhooks(lambda: {"delivered": 12})
     metrics.certificate_ends = lambda: 1.9e9
     metrics.in_flight = 5
     metrics.backend_restarts = 6
@@ -56,6 +57,7 @@ def test_each_number_told_is_found_under_its_name():
     """What the data path reports is what a scrape shows, label by label."""
     found = samples(used())
     gpu0, gpu1 = ("gpu", "0"), ("gpu", "1")
+    assert found["webhooks_total", (("result", "delivered"),)] == 12
     assert found["build_info", (("version", "9.9.9"),)] == 1
     assert found["requests_total", (gpu0, ("kind", "submit"), ("status", "200"))] == 1
     assert found["requests_total", (("gpu", "front"), ("kind", "read"), ("status", "404"))] == 1
