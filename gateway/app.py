@@ -115,16 +115,12 @@ class App:
         self.metrics.watch_fleet(self.fleet)
         self.metrics.watch_pools(self.server.pools)
         self.metrics.watch_limiter(self._limiter_keys)
-        if self.desk is not None:
-            self.metrics.watch_jobs(self.desk)
-        if (api := self.api) is not None:
-            self.metrics.watch_webhooks(lambda: api.deliveries.counts)
         self.parts: list[Part] = [self.server.apply, self.limiter.apply, self.guard.apply, apply_to_process]
         """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
-        if self.desk is not None:
-            self.parts.append(self.desk.apply)
-        if self.api is not None:
-            self.parts.append(self.api.apply)
+        if self.desk is not None and self.api is not None:
+            self.metrics.watch_jobs(self.desk)
+            self.metrics.watch_webhooks(self.api.deliveries.attempts)
+            self.parts += [self.desk.apply, self.api.apply]
 
     def reload(self) -> None:
         """Read the configuration again and go by it as far as that can be done while running; drops nothing."""

@@ -46,6 +46,10 @@ class Deliveries:
         # An empty address is the configured one, whatever that is when the time comes.
         self._journal.defaults["webhook"] = {"url": ""} if settings.url else {}
 
+    def attempts(self) -> Mapping[str, int]:
+        """For metrics."""
+        return self.counts
+
     async def run(self) -> None:
         """Deliver; never ends by itself."""
         async with self._journal.bus.subscribe() as news, asyncio.TaskGroup() as tasks:
