@@ -54,8 +54,11 @@ class Deliveries:
         """Deliver; never ends by itself."""
         async with self._journal.bus.subscribe() as news, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._hear(news.get), name="webhook-news")
+            looked = -_LOOK
             while True:
-                self._look()
+                if (now := self._journal.clock()) - looked >= _LOOK or now < looked:
+                    looked = now
+                    self._look()
                 for job in self._ripe():
                     self._under_way.add(job)
                     tasks.create_task(self._deliver(job), name="webhook")
