@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 _lane: Final[ContextVar[int | None]] = ContextVar("backend_lane", default=None)
+_judged: Final[ContextVar[bool]] = ContextVar("backend_judged", default=False)
 _job: Final[ContextVar[str | None]] = ContextVar("backend_job", default=None)
 
 
@@ -33,6 +34,21 @@ def in_lane(lane: int | None) -> Iterator[None]:
         yield
     finally:
         _lane.reset(token)
+
+
+@contextmanager
+def only_judged() -> Iterator[None]:
+    """What the block submits is judged and not queued."""
+    token = _judged.set(True)
+    try:
+        yield
+    finally:
+        _judged.reset(token)
+
+
+def judging() -> bool:
+    """Whether submissions are only judged here."""
+    return _judged.get()
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Protocol
 from bench.arrivals import Job, World
 from gateway.schedule.lanes import Lane
 from gateway.schedule.line import Waiting
-from gateway.schedule.scheduler import Rules, Scheduler
+from gateway.schedule.scheduler import Scheduler
+from gateway.schedule.terms import Rules
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway.config_auth import Auth, Tls
 from gateway.config_cache import Cache
+from gateway.schedule.settings import Schedule
 from gateway.spec import (
     MB,
     Burst,
@@ -257,6 +258,7 @@ class Config:
     cache: Cache = field(default_factory=Cache)
     jobs: Jobs = field(default_factory=Jobs)
     webhooks: Webhooks = field(default_factory=Webhooks)
+    schedule: Schedule = field(default_factory=Schedule)
     auth: Auth = field(default_factory=Auth)
     tls: Tls = field(default_factory=Tls)
     log: Log = field(default_factory=Log)

@@ -126,7 +126,7 @@ class ProxiedRequest(HandedOver):
         if desk is None:
             return None
         kind, method, target = self._kind, self.head.method, self._target
-        usual = desk.handler(kind, method, target)
+        usual = desk.handler(kind, method, target, front=self._gpu is None)
         return desk.ownership.handler(self._who.name, kind, method, target, usual) if self._confined else usual
 
     def _front_door(self, target: bytes) -> OwnRoute | None:
@@ -174,8 +174,9 @@ class ProxiedRequest(HandedOver):
         if self._desk is None and gpu is not None and (fault := fleet.fault(gpu)) and not _RESULTS.match(self._target):
             raise GatewayError(BACKEND_UNAVAILABLE, fault, "The backend starts again.", retry_after=RETRY_AFTER)
         if gpu is None and kind is Kind.SUBMIT and not self._own:
-            gpu = self._gpu = fleet.choose(fleet.near(self._address))
-            self._label = proxy.labels[gpu]
+            gpu = fleet.choose(fleet.near(self._address))
+            if proxy.desk is None or not proxy.desk.schedule.enabled:
+                self._gpu, self._label = gpu, proxy.labels[gpu]
         if kind is Kind.SUBMIT and proxy.quotas is not None:
             self._within_quota(proxy.quotas)
         verdict = proxy.limiter.check(gpu, kind, self._address, time.monotonic())
@@ -185,7 +186,7 @@ class ProxiedRequest(HandedOver):
             text = "Too many requests."
             hint = f"Try again in {verdict.retry_after} s."
             raise GatewayError(RATE_LIMITED, text, hint, retry_after=verdict.retry_after, headers=verdict.headers)
-        if kind is Kind.SUBMIT and gpu is not None and not self._own:
+        if kind is Kind.SUBMIT and (gpu := self._gpu) is not None and not self._own:
             # At once, so that the next of a burst finds this lane fuller, however long this one's body takes.
             self._place = fleet.reserve(gpu)
         if verdict.delay:

@@ -31,6 +31,8 @@ class JobRoutes:
         return [
             web.get("/prompt", self.get_prompt),
             web.post("/prompt", self.post_prompt),
+            web.post("/prompt/check", self.post_check),
+            web.post("/queue/waiting", self.post_waiting),
             web.get("/queue", self.get_queue),
             web.post("/queue", self.post_queue),
             web.get("/queue/all", self.get_queue_all),
@@ -46,7 +48,21 @@ class JobRoutes:
         remaining = self._jobs.remaining(gpu_of(request))
         return web.json_response({"exec_info": {"queue_remaining": remaining}})
 
-    async def post_prompt(self, request: web.Request) -> web.Response:
+    async def post_check(self, request: web.Request) -> web.Response:
+        """What ``POST /prompt`` would answer; nothing is queued."""
+        return await self.post_prompt(request, check=True)
+
+    async def post_waiting(self, request: web.Request) -> web.Response:
+        """Jobs that wait at the gateway count in ``status`` of their clients."""
+        hub = self._engine.hub
+        try:
+            hub.waiting.update(await request.read())
+        except ValueError as error:
+            return refuse(400, "invalid_request", "These are no counts of waiting jobs.", str(error))
+        hub.recount()
+        return web.Response(status=200)
+
+    async def post_prompt(self, request: web.Request, *, check: bool = False) -> web.Response:
         lane = self._engine.lanes[gpu_of(request) or 0]
         if (fault := lane.stats.broken) is not None:
             message = f"GPU {lane.index} takes no jobs: {fault.reason}."
@@ -81,7 +97,8 @@ class JobRoutes:
             outputs=verdict.outputs,
             lane=lane.index,
         )
-        self._jobs.submit(job)
+        if not check:
+            self._jobs.submit(job)
         return web.json_response(
             {"prompt_id": job.prompt_id, "number": number, "node_errors": verdict.node_errors, "gpu_id": job.lane}
         )

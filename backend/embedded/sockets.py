@@ -21,6 +21,7 @@ from PIL import Image
 from backend.embedded.images import jpeg
 from backend.embedded.jobs import Change, Job, Jobs
 from backend.observers import Observers
+from backend.waiting import Waiting
 
 log = logging.getLogger("backend.embedded.sockets")
 
@@ -127,6 +128,7 @@ class Hub:
 
     def __init__(self, jobs: Jobs, loop: asyncio.AbstractEventLoop) -> None:
         self.observers = Observers(len(jobs))
+        self.waiting = Waiting()
         self._jobs = jobs
         self._loop = loop
         self._sockets: dict[tuple[int | None, str], Socket] = {}
@@ -197,7 +199,14 @@ class Hub:
 
     def queue_info(self, socket: Socket) -> dict[str, Any]:
         """ComfyUI's ``exec_info`` for this socket: its lane's jobs, or without a lane those that are its own."""
-        return {"exec_info": {"queue_remaining": sum(socket.counts(job) for job in self._open)}}
+        away = self.waiting.count_for(socket.sid) if socket.gpu is None else 0
+        return {"exec_info": {"queue_remaining": away + sum(socket.counts(job) for job in self._open)}}
+
+    def recount(self) -> None:
+        """The number of jobs that wait elsewhere has changed: who counts them gets a new ``status``."""
+        for socket in list(self._sockets.values()):
+            if socket.gpu is None:
+                socket.event("status", {"status": self.queue_info(socket)})
 
     def add(self, socket: Socket) -> None:
         """Take a socket in: it hears its ``sid`` first, then the node its running job is at."""

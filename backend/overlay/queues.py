@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from backend.context import work_on
+from backend.context import judging, work_on
 from backend.holdings import Weights
 from backend.lanes import Lane
 from backend.overlay.ahead import Aheads, reason
@@ -227,7 +227,8 @@ class MergedQueue(_PromptQueue):
         return self.shared.history
 
     def put(self, item: Item) -> None:
-        self.lanes[0].put(item)
+        if not judging():
+            self.lanes[0].put(item)
 
     def get(self, timeout: float | None = None) -> tuple[Item, int] | None:
         return self.lanes[0].get(timeout=timeout)

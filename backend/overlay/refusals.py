@@ -7,9 +7,9 @@ from backend.faults import Fault
 from backend.lanes import Lane
 
 
-def refusal(message: str) -> web.Response:
+def refusal(message: str, kind: str = "invalid_gpu") -> web.Response:
     """400 in the shape of ComfyUI's own errors."""
-    error = {"type": "invalid_gpu", "message": message, "details": "", "extra_info": {}}
+    error = {"type": kind, "message": message, "details": "", "extra_info": {}}
     return web.json_response({"error": error, "node_errors": {}}, status=400)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from backend import metrics
-from backend.context import in_lane
+from backend.context import in_lane, only_judged
 from backend.contract import GPU_HEADER, BadGpuHeader, parse_gpu, queue_line
 from backend.lanes import Lane
 from backend.overlay import listing, preloading
@@ -49,6 +49,8 @@ def middleware(state: State) -> Any:
             if (fault := state.lanes[lane].stats.broken) is not None:
                 return unavailable(state.lanes[lane], fault)
             return await _with_gpu(handler, request, lane)
+        if call == ("POST", "/prompt/check"):
+            lane = None
         if call == ("GET", "/queue") and lane is not None:
             return await _with_gpu(handler, request, lane)
         if call == ("GET", "/system_stats"):
@@ -170,6 +172,23 @@ def install(state: State, server: Any) -> None:
     async def _debug_weights(request: web.Request) -> web.Response:
         weights = importlib.import_module("backend.overlay.patches.weights")
         return web.json_response(await asyncio.to_thread(weights.describe))
+
+    @server.routes.post("/prompt/check")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
+    async def _check(request: web.Request) -> web.StreamResponse:
+        # ComfyUI's own handler judges, as it will when the job comes; code without a lane sees the merged queue.
+        judged = request.clone(rel_url=request.rel_url.with_path("/prompt"))
+        found = await request.app.router.resolve(judged)
+        with only_judged():
+            return await found.handler(judged)
+
+    @server.routes.post("/queue/waiting")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
+    async def _waiting(request: web.Request) -> web.Response:
+        try:
+            state.waiting.update(await request.read())
+        except ValueError as error:
+            return refusal(str(error), "invalid_request")
+        state.recount()
+        return web.Response(status=200)
 
     @server.routes.post("/preload")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _preload(request: web.Request) -> web.Response:

@@ -20,6 +20,7 @@ from backend.overlay.outbox import Message
 from backend.overlay.queues import Queues
 from backend.overlay.serialize import Packs
 from backend.overlay.versions.version import Version
+from backend.waiting import Waiting
 
 log = logging.getLogger("backend.overlay")
 
@@ -34,6 +35,7 @@ class State:
         self.lanes = tuple(lanes)
         self.version = version
         self.packs = Packs(serialize)
+        self.waiting = Waiting()
         self.interrupts = Interrupts(self.packs.wake)
         self.sockets = SocketTable(self.refresh)
         self.observers = Observers(len(self.lanes))
@@ -83,9 +85,14 @@ class State:
             status = self.server.get_queue_info()
         if lane is not None:
             return ({**message, "data": {**data, "status": status}},)
-        status["exec_info"]["queue_remaining"] = self.queues.count_for(sid)
+        status["exec_info"]["queue_remaining"] = self.queues.count_for(sid) + self.waiting.count_for(sid)
         fresh = {**message, "data": {**data, "status": status}}
         return (fresh, *self._where(sid)) if "sid" in data else (fresh,)
+
+    def recount(self) -> None:
+        """The number of jobs that wait at the gateway has changed: every client gets a new ``status``."""
+        with in_lane(None):
+            self.server.send_sync("status", {"status": self.server.get_queue_info()}, Target(None, None))
 
     def _where(self, sid: str) -> Iterable[Message]:
         for lane in self.lanes:

@@ -49,6 +49,7 @@ class Api:
         desk.live.on_news = self.watch.ring
         desk.live.on_end = self._over
         self.watch.on_wait = self._waits
+        self._schedule = desk.schedule
         self._generate = GenerateRoutes(fleet, ask, queue_all, desks, self.watch, gpu_ports)
         self._comfy = ComfyJobRoutes(desk, desks)
         routes = [
@@ -95,11 +96,14 @@ class Api:
         self.watch.leave()
 
     def _more(self, record: Record) -> Mapping[str, Any]:
-        progress = None if record.ended else self._desk.live.of(record.id)
+        if record.ended:
+            return {"progress": None, "position": None, "eta_seconds": None}
+        progress, schedule = self._desk.live.of(record.id), self._schedule
+        eta = schedule.eta(record.id)
         return {
             "progress": None if progress is None else progress.shown(),
-            "position": None,
-            "eta_seconds": None,
+            "position": schedule.position(record.id),
+            "eta_seconds": None if eta is None else round(eta, 1),
         }
 
     async def _document(self, call: Call) -> Made:
@@ -107,8 +111,8 @@ class Api:
         return json_answer(200, self._text)
 
     def _over(self, job: str) -> None:
-        """The backend says that a job is over: see at once how it ended, if somebody waits for that."""
-        if self.watch.waited(job):
+        """The backend says that a job is over: see at once how it ended, if anybody or anything waits for that."""
+        if self.watch.waited(job) or self._schedule.tight:
             self._desk.tracker.look_soon()
 
     def _waits(self, job: str) -> None:

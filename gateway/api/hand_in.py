@@ -37,11 +37,13 @@ class Desks:
         assert handler is not None, "the desk takes every submission"  # noqa: S101 (for the type checker)
         gpu = order.gpu
         if gpu is None:
-            gpu = self._fleet.choose(self._fleet.near(call.incoming.request.client))
+            chosen = self._fleet.choose(self._fleet.near(call.incoming.request.client))
+            gpu = None if self._desk.schedule.enabled else chosen
         extra = ((b"Idempotency-Key", order.key.encode("utf-8")),) if order.key else ()
         incoming = rewritten(call.incoming, b"/prompt", order.body(), gpu, extra)
         known = {"webhook": order.webhook} if order.webhook else {}
-        incoming = replace(incoming, place=self._fleet.reserve(gpu), known=known)
+        place = None if gpu is None else self._fleet.reserve(gpu)
+        incoming = replace(incoming, place=place, known=known)
         if order.gpu is not None:
             # Wherever it came in: nothing may move it to another GPU.
             incoming = replace(incoming, port=f"gpu{order.gpu}")

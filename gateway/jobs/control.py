@@ -14,6 +14,7 @@ from gateway.jobs.incoming import Incoming, relayed
 from gateway.jobs.journal import Journal
 from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.record import Record, State
+from gateway.jobs.schedule import FRONT
 from gateway.jobs.tracker import Tracker
 from gateway.wire.answer import Answer
 
@@ -28,8 +29,11 @@ class Control:
 
     async def interrupt(self, incoming: Incoming) -> Answer:
         """Stop what runs: the job that the body names, wherever it is, or what runs on this lane."""
-        wanted = _object(incoming.body).get("prompt_id")
+        asked = _object(incoming.body)
+        wanted = asked.get("prompt_id")
         await self._look()
+        if wanted is None and incoming.port == FRONT and incoming.request.gpu is None:
+            return await self._own(incoming, asked.get("client_id"))
         if wanted is None or not (record := self._journal.get(str(wanted))):
             if wanted is None:
                 running = self._of(incoming.request.gpu, lambda each: each.state is State.RUNNING)
@@ -43,6 +47,22 @@ class Control:
             # ComfyUI's interrupt passes over a job that still waits.
             await self._delete(peer, record.id, record.gpu)
         return await self._pass(incoming, [record], [peer])
+
+    async def _own(self, incoming: Incoming, client_id: object) -> Answer:
+        """The front door's jobs run on any GPU: what the caller may mean without a name are its own, nobody else's."""
+        request = incoming.request
+        mine = [
+            each
+            for each in self._journal.unfinished()
+            if each.state is State.RUNNING and each.port == FRONT
+            if (each.owner == request.owner if request.owner else each.client == request.client)
+            if client_id is None or each.client_id == str(client_id)
+        ]
+        await self._mark(mine)
+        for record in mine:
+            await self._peers.of(record.gpu).stop(record.id, record.gpu)
+        self._tracker.look_soon()
+        return Answer(200)
 
     async def queue(self, incoming: Incoming) -> Answer:
         """Take waiting jobs out: all of this lane, or those that the body names."""

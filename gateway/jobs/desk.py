@@ -18,15 +18,20 @@ from gateway.fleet.lanes import Fleet
 from gateway.fleet.member import Member
 from gateway.jobs.bus import Bus
 from gateway.jobs.control import Control
+from gateway.jobs.counts import Counts
+from gateway.jobs.dispatch import Dispatch
 from gateway.jobs.entry import farewells
 from gateway.jobs.history import History
 from gateway.jobs.incoming import Incoming
 from gateway.jobs.journal import Journal
+from gateway.jobs.line_view import LINE, LineView
 from gateway.jobs.live import Live
 from gateway.jobs.moving import Moving
 from gateway.jobs.ownership import Ownership
 from gateway.jobs.peer import Peer, Peers
+from gateway.jobs.record import Record
 from gateway.jobs.recovery import Recovery
+from gateway.jobs.schedule import Schedule
 from gateway.jobs.store import Store
 from gateway.jobs.submission import Submissions
 from gateway.jobs.tracker import Tracker
@@ -59,10 +64,15 @@ class Desk:
         self._config = jobs
         self.whereabouts = Whereabouts()
         """Which GPU made which file; known where there is more than one backend."""
-        self.journal = journal = Journal(store, bus, kept=self.whereabouts.note if len(peers) > 1 else None)
+        self.schedule = schedule = Schedule(config, fleet)
+        self._several = len(peers) > 1
+        self.journal = journal = Journal(store, bus, kept=self._kept)
+        counts = Counts(peers, schedule)
         self.submissions = Submissions(
-            journal, peers, accept_while_down=jobs.accept_while_down, patience=patience
+            journal, peers, schedule, counts, accept_while_down=jobs.accept_while_down, patience=patience
         )
+        schedule.held = self.submissions.held
+        self._dispatch = Dispatch(journal, peers, schedule, self.submissions, counts)
         self.tracker = Tracker(journal, peers, jobs.look, self.submissions.under_way)
         self.recoveries = [
             Recovery(
@@ -73,6 +83,7 @@ class Desk:
                 self.tracker,
                 pending_only=jobs.resubmit == "pending-only",
                 pace=jobs.look,
+                waits=schedule.waits_here,
             )
             for peer in peers
         ]
@@ -80,6 +91,7 @@ class Desk:
         self.moving = Moving(
             journal, peers, fleet, self.submissions, after=jobs.move_after, pace=jobs.look
         )
+        self._line = LineView(journal, peers, schedule)
         self._control = Control(journal, peers, self.tracker)
         self._history = History(journal, peers)
         self.ownership = Ownership(journal, peers, self.tracker, fleet, self.whereabouts)
@@ -94,9 +106,15 @@ class Desk:
         for peer in self.peers:
             peer.patience = config.timeouts.read
 
+    def _kept(self, record: Record) -> None:
+        self.schedule.kept(record)
+        if self._several:
+            self.whereabouts.note(record)
+
     async def open(self) -> None:
         """Read the journal; raises ``StoreError``. Comes before everything else."""
         await self.journal.open()
+        self.schedule.restore(self.journal.unfinished())
         left = len(self.journal.unfinished())
         if left:
             log.info("the journal holds %d job(s) that have not ended", left)
@@ -109,6 +127,8 @@ class Desk:
             for recovery in self.recoveries:
                 tasks.create_task(recovery.run(), name="recovery")
             tasks.create_task(self.live.run(), name="live-events")
+            if self.schedule.enabled:
+                tasks.create_task(self._dispatch.run(), name="dispatch")
             tasks.create_task(self._sweep(), name="retention")
             if len(self.peers) > 1:
                 tasks.create_task(self.moving.run(), name="moving")
@@ -153,7 +173,7 @@ class Desk:
 
     def limit(self, quotas: Quotas) -> None:
         """Ask these before a job of a key is taken."""
-        self.submissions.admit = lambda owner: quotas.jobs(owner, self.usage, self.journal.clock())
+        self.submissions.ledger.admit = lambda owner: quotas.jobs(owner, self.usage, self.journal.clock())
 
     def usage(self, owner: str) -> tuple[int, float]:
         """Unfinished jobs of a key, and seconds that its jobs which ended today have run."""
@@ -180,11 +200,22 @@ class Desk:
         stats = self.journal.store.stats
         return stats.written, stats.commits, stats.seconds, stats.errors
 
+    @property
+    def line(self) -> tuple[int, int, float]:
+        """Jobs that wait at the front door; foretold ends that have come, and seconds by which they were off."""
+        foretold = self.schedule.foretold
+        return self.schedule.waiting_count, foretold.count, foretold.error
+
     # For requests
 
-    def handler(self, kind: Kind, method: bytes, target: bytes) -> Handler | None:
-        """Who takes this request; ``None``: it goes the way of bytes. ``target`` has no ``/gpuN``."""
+    def handler(self, kind: Kind, method: bytes, target: bytes, *, front: bool = False) -> Handler | None:
+        """Who takes this request; ``None``: it goes the way of bytes. ``target`` has no ``/gpuN``.
+
+        ``front``: it is for no GPU in particular.
+        """
         if kind is _READ:
+            if front and self.schedule.waiting_count and target.partition(b"?")[0].removeprefix(b"/api") in LINE:
+                return self._line
             return self._reader(target) if b"/history" in target else None
         if kind is _SUBMIT:
             return self.submissions

@@ -66,6 +66,7 @@ class Moving:
         waiting = [
             record
             for record in self._journal.unfinished()
+            if record.gpu is not None  # those that wait at the front door are nobody's
             if self._peers.of(record.gpu) is peer and not self._submissions.under_way(record.id)
         ]
         for record in movable(waiting):

@@ -95,7 +95,7 @@ class Ownership:
         if path in _VIEWS:
             return lambda incoming: self._view(owner, incoming)
         if path == b"/queue":
-            return lambda incoming: self._queue(owner, incoming)
+            return lambda incoming: self._queue(owner, incoming, usual)
         if path.rstrip(b"/") == b"/history":
             return lambda incoming: self._history(owner, incoming, usual)
         if path.startswith(b"/history/") and not self._mine(owner, path.removeprefix(b"/history/").decode("latin-1")):
@@ -132,12 +132,19 @@ class Ownership:
         gpu = request.gpu if made is None else made
         return Fetch(request.target, gpu=gpu, backend=self._fleet.home(request.client).index)
 
-    async def _queue(self, owner: str, incoming: Incoming) -> Answer:
-        replies = await told(self._meant(incoming), incoming)
-        reply = replies[0][1]
-        found = _object(reply.body) if len(replies) == 1 else queue_of_all(replies)
-        if reply.status != 200 or not all(isinstance(found.get(name), list) for name in _QUEUES):
-            return relayed(reply)
+    async def _queue(self, owner: str, incoming: Incoming, usual: Handler | None) -> Made:
+        answer: Made
+        if usual is None:
+            replies = await told(self._meant(incoming), incoming)
+            answer = relayed(replies[0][1])
+            found = _object(replies[0][1].body) if len(replies) == 1 else queue_of_all(replies)
+        else:
+            answer = await usual(incoming)
+            if not isinstance(answer, Answer):
+                return answer
+            found = _object(answer.body)
+        if answer.status != 200 or not all(isinstance(found.get(name), list) for name in _QUEUES):
+            return answer
         for name in _QUEUES:
             found[name] = [item for item in found[name] if self._mine(owner, _id_of(item))]
         return json_answer(200, json.dumps(found).encode())

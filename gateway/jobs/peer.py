@@ -4,8 +4,9 @@ Owns the routes and how their answers are read. Clients' own requests go the way
 comes this way. Must never decide anything.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -52,6 +53,23 @@ class Peer:
         if gpu is not None:
             lines += self.line(gpu)
         return await self.send(b"POST", b"/prompt", lines, body)
+
+    async def check(self, lines: bytes, body: bytes) -> Reply:
+        """What the backend would answer to this submission, which it does not take; raises ``AskError``."""
+        return await self.send(b"POST", b"/prompt/check", lines, body)
+
+    async def count(self, waiting: Mapping[str, int]) -> Reply:
+        """Tell how many jobs of these clients wait with us; raises ``AskError``."""
+        lines = b"Content-Type: application/json\r\n"
+        body = json.dumps({"waiting": waiting}).encode()
+        return await exchange(self._url, b"POST", b"/queue/waiting", lines, body, timeout=_QUIET)
+
+    async def stop(self, job: str, gpu: int | None) -> None:
+        """Take a job out of the queue, or interrupt it, whichever it is; who does not answer has not heard it."""
+        lines = b"Content-Type: application/json\r\n" + (self.line(gpu) if gpu is not None else b"")
+        with contextlib.suppress(AskError):
+            await self.send(b"POST", b"/queue", lines, json.dumps({"delete": [job]}).encode())
+            await self.send(b"POST", b"/interrupt", lines, json.dumps({"prompt_id": job}).encode())
 
     def line(self, gpu: int) -> bytes:
         """The field line that names a GPU to this backend, by its own number."""

@@ -5,12 +5,17 @@ Pure. Owns the reading of ``POST /prompt`` as ComfyUI reads it (``server.py: pos
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.schedule.workflow import UNKNOWN, Workflow
+from gateway.schedule.workflow import read as workflow_of
+
 _CHARSET: Final = re.compile(r"""charset\s*=\s*["']?([A-Za-z0-9._-]+)""", re.IGNORECASE)
+PRIORITIES: Final = (-1000, 1000)
 _LONGEST_ID: Final = 1000
 """Characters of a ``prompt_id``; a UUID has 36."""
 
@@ -25,13 +30,18 @@ class Prompt:
     id: str
     client_id: str
     body: bytes
+    workflow: Workflow = UNKNOWN
+    priority: int = 0
+    number: float | None = None
+    """The ``number`` that the client itself gave."""
+    front: bool = False
 
 
 def read(body: bytes, content_type: str, fresh_id: str) -> Prompt | None:
     """What a client submitted, with ``fresh_id`` put in if it named no ``prompt_id``.
 
     ``None`` when it is not a JSON object: then it is for the backend, as it stands, to say what is wrong with it.
-    Raises ``ValueError`` for a ``prompt_id`` that cannot name a job.
+    Raises ``ValueError`` for a ``prompt_id`` that cannot name a job, or a ``priority`` that is none.
     """
     charset = charset_of(content_type)
     try:
@@ -41,21 +51,39 @@ def read(body: bytes, content_type: str, fresh_id: str) -> Prompt | None:
         return None
     if not isinstance(found, dict):
         return None
-    client_id = found.get("client_id")
     given = found.get("prompt_id")
-    name = "" if client_id is None else str(client_id)
     if given is not None:
         _check(str(given))
-        return Prompt(str(given), name, body)
+        return _prompt(str(given), found, body)
     if "prompt_id" in found:
         # "prompt_id": null; an id put in front of it would be overridden by it.
         found["prompt_id"] = fresh_id
-        return Prompt(fresh_id, name, json.dumps(found).encode(charset))
+        return _prompt(fresh_id, found, json.dumps(found).encode(charset))
     brace = text.index("{") + 1
     rest = text[brace:]
     comma = "" if rest.lstrip().startswith("}") else ", "
     text = f'{text[:brace]}"prompt_id": {json.dumps(fresh_id)}{comma}{rest}'
-    return Prompt(fresh_id, name, text.encode(charset))
+    return _prompt(fresh_id, found, text.encode(charset))
+
+
+def _prompt(name: str, found: Mapping[str, Any], body: bytes) -> Prompt:
+    client_id = found.get("client_id")
+    priority = found.get("priority", 0)
+    if not isinstance(priority, int) or isinstance(priority, bool) or not PRIORITIES[0] <= priority <= PRIORITIES[1]:
+        raise ValueError(f"priority is {priority!r:.50}; it must be a whole number from -1000 to 1000")
+    try:
+        number = float(found["number"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        number = math.nan  # the backend says what is wrong with it
+    return Prompt(
+        name,
+        "" if client_id is None else str(client_id),
+        body,
+        workflow_of(found.get("prompt")),
+        priority,
+        number if math.isfinite(number) else None,
+        bool(found.get("front")),
+    )
 
 
 def _check(name: str) -> None:

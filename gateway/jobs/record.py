@@ -63,6 +63,14 @@ class Record:
     """``Idempotency-Key`` with the client's address before it; empty: none was sent."""
     digest: str = ""
     """SHA-256 of the body as the client sent it."""
+    kind: str = ""
+    """Its workflow's class (``gateway.schedule``)."""
+    models: tuple[str, ...] = ()
+    """Model files that its workflow names."""
+    priority: int = 0
+    """Higher goes first among those that wait at the front door."""
+    number: float | None = None
+    """ComfyUI's own word for its place among its client's other jobs there, lower is sooner; ``None``: as it came."""
     times: tuple[tuple[str, float], ...] = ()
     """Each state it entered and when, oldest first; a job that is run again has some of them twice."""
     attempts: int = 0
@@ -131,6 +139,7 @@ def from_json(text: str) -> Record:
     known = {each.name for each in fields(Record)}
     values = {name: value for name, value in found.items() if name in known}
     values["state"] = State(values["state"])
+    values["models"] = tuple(values.get("models", ()))
     values["times"] = tuple((str(name), float(at)) for name, at in values.get("times", ()))
     return Record(**values)
 

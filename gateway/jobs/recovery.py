@@ -39,7 +39,9 @@ class Recovery:
         *,
         pending_only: bool,
         pace: float,
+        waits: Callable[[Record], bool],
     ) -> None:
+        """``waits`` says of a job whether it is in the line at the front door, and nobody's yet."""
         self.recovered = 0
         """Jobs put into a queue once more."""
         self._journal = journal
@@ -50,6 +52,7 @@ class Recovery:
         self._tracker = tracker
         self._pending_only = pending_only
         self._pace = pace
+        self._waits = waits
         self._unsure: tuple[str, str] | None = None
         """A job whose submission got no answer, and the life of the backend; if that goes on, it need not have it."""
         self._since = 0.0
@@ -125,7 +128,8 @@ class Recovery:
 
     def _mine(self) -> Iterator[Record]:
         """Jobs that have not ended and whose GPU is behind this backend."""
-        return (record for record in self._journal.unfinished() if self._peers.of(record.gpu) is self._peer)
+        jobs = (record for record in self._journal.unfinished() if self._peers.of(record.gpu) is self._peer)
+        return (record for record in jobs if not self._waits(record))
 
     async def _absent(self) -> list[Record]:
         """Unfinished jobs that the backend has neither in a queue nor in its history."""

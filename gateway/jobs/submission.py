@@ -1,15 +1,14 @@
 """``POST /prompt``: a job is in the journal before anybody is told that it has been taken, and never taken twice.
 
-Owns the order: read, recognise, journal, send, answer. What has been sent and got no answer stays in the journal, and
-whoever finds out what became of it settles it here. Must never know how a job runs or who watches it.
+Owns the order: read, recognise, journal, send, answer. Must never know how a job runs or who watches it.
 """
 
 import asyncio
 import hashlib
-import json
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from gateway.errors import (
@@ -21,53 +20,58 @@ from gateway.errors import (
     UNSUPPORTED_ENCODING,
     GatewayError,
 )
-from gateway.fleet.ask import AskError, Reply
+from gateway.fleet.ask import AskError
 from gateway.fleet.member import Member
-from gateway.jobs.answers import accepted_answer, gone, unanswered, why
-from gateway.jobs.entry import made
-from gateway.jobs.incoming import Incoming, globally, relayed
+from gateway.jobs.answers import accepted_answer, gone, unanswered
+from gateway.jobs.counts import Counts
+from gateway.jobs.incoming import Incoming, relayed
 from gateway.jobs.journal import Journal
+from gateway.jobs.judge import Judge, within
+from gateway.jobs.ledger import Ledger, key_of
 from gateway.jobs.peer import Peers
-from gateway.jobs.prompt import Prompt, again, read, to_utf8
-from gateway.jobs.record import Record, State
-from gateway.jobs.store import StoreError, TakenError
+from gateway.jobs.prompt import Prompt, read, to_utf8
+from gateway.jobs.record import Record
+from gateway.jobs.schedule import Schedule
+from gateway.jobs.sending import Sending
+from gateway.jobs.store import TakenError
 from gateway.wire.answer import Answer, error_answer
 
 log = logging.getLogger("gateway.jobs")
 
-_LONGEST_KEY: Final = 1000
-_TAKES_NONE: Final = 503
 _DOUBT: Final = 1.0
 """Seconds after which a backend that broke a connection off and still lives has not died of it."""
 
 
-class Submissions:
-    """Takes submissions and puts jobs into the backend's queues, for the first time or once more."""
+class Submissions(Sending):
+    """Takes submissions."""
 
-    def __init__(self, journal: Journal, peers: Peers, *, accept_while_down: bool, patience: float) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        peers: Peers,
+        schedule: Schedule,
+        counts: Counts,
+        *,
+        accept_while_down: bool,
+        patience: float,
+    ) -> None:
         """``patience``: seconds that a client is kept waiting for an answer which the backend's death took away."""
+        super().__init__(journal, peers)
         self.held: set[Member] = set()
         """Backends to which nothing new may go now."""
         self.claim: Callable[[str, str], None] = _any_client
         """Asked whether a client id may be used by this owner; raises ``GatewayError``."""
-        self.admit: Callable[[str], None] = _anybody
-        """Asked with a job's owner before it is taken; raises ``GatewayError`` when its quota is used up."""
-        self._journal = journal
-        self._peers = peers
+        self.ledger = Ledger(journal)
+        self._schedule = schedule
+        self._counts = counts
+        self._judge = Judge(peers)
         self._accept_while_down = accept_while_down
         self.patience = patience
-        self._waiting: dict[str, asyncio.Future[Answer]] = {}
-        """The answer that the first submission of each id waits for; whoever submits it again waits with it."""
-        self._sending: set[str] = set()
         self._tasks: asyncio.TaskGroup
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begin; ``tasks`` owns what goes on when a client has left."""
         self._tasks = tasks
-
-    def under_way(self, job: str) -> bool:
-        """Whether the job is being sent right now."""
-        return job in self._sending
 
     async def __call__(self, incoming: Incoming) -> Answer:
         """Take a submission; raises ``GatewayError``."""
@@ -90,10 +94,10 @@ class Submissions:
         try:
             prompt = read(incoming.body, incoming.field(b"content-type"), str(uuid.uuid4()))
         except ValueError as error:
-            raise GatewayError(BAD_REQUEST, "This prompt_id cannot name a job.", str(error)) from error
+            raise GatewayError(BAD_REQUEST, "This submission cannot be read.", str(error)) from error
         if prompt is None:
             return await self._pass(incoming)
-        key = self._key(incoming)
+        key = key_of(incoming)
         digest = hashlib.sha256(incoming.body).hexdigest()
         request = incoming.request
         if request.confined:
@@ -107,66 +111,6 @@ class Submissions:
         self._waiting[prompt.id] = asyncio.get_running_loop().create_future()
         submission = self._submit(prompt, incoming, key, digest)
         return self._tasks.create_task(submission, name="submission")
-
-    def found(self, record: Record) -> None:
-        """The backend has this job after all: whoever waits to hear so is answered."""
-        waiting = self._waiting.get(record.id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(accepted_answer(record))
-
-    async def send_again(self, record: Record, **noted: Any) -> Reply | None:
-        """Put a journaled job into its lane's queue; raises ``AskError`` when the backend does not answer.
-
-        ``None`` when there is nothing to send any more. A refusal ends the job.
-        """
-        if record.id in self._sending:
-            return None
-        self._sending.add(record.id)
-        try:
-            body = await self._journal.store.body(record.id)
-            if body is None:
-                await self._fail(record, b"", "body_lost", "The journal holds no body for this job.")
-                return None
-            peer = self._peers.of(record.gpu)
-            member = peer.member
-            # Should the backend die of this, it counts as one that had the job.
-            await self._journal.note(record.id, durable=True, boot=member.boot, booted=member.booted, **noted)
-            reply = await peer.submit(again(body), record.gpu)
-            if reply.status == _TAKES_NONE:
-                # The lane is broken and the backend about to start again: this says nothing about the job.
-                await self._journal.note(record.id, boot="")
-                raise AskError(f"The backend takes no jobs for GPU {record.gpu}: {why(reply)}")
-            await self._took(record, reply, body)
-            return reply
-        finally:
-            self._sending.discard(record.id)
-
-    async def move(self, record: Record, gpu: int) -> bool:
-        """Put a job that waits for one backend into the queue of another; false when that refuses it.
-
-        Raises ``AskError`` when it does not answer. Either way the job is as safe as before.
-        """
-        if record.id in self._sending or (body := await self._journal.store.body(record.id)) is None:
-            return False
-        self._sending.add(record.id)
-        try:
-            peer = self._peers.of(gpu)
-            member = peer.member
-            before: dict[str, Any] = {"gpu": record.gpu, "boot": record.boot, "booted": record.booted}
-            here = await self._journal.note(record.id, durable=True, gpu=gpu, boot=member.boot, booted=member.booted)
-            try:
-                reply = await peer.submit(again(body), gpu)
-            except AskError:
-                # It may have come there: whoever looks at that backend's queues finds it, or sends it again.
-                await self._journal.note(record.id, boot="")
-                raise
-            if not 200 <= reply.status < 300:
-                await self._journal.note(record.id, **before)
-                return False
-            await self._took(here or record, reply, body)
-            return True
-        finally:
-            self._sending.discard(record.id)
 
     # One submission
 
@@ -186,14 +130,6 @@ class Submissions:
         if 200 <= reply.status < 300:
             log.warning("the backend took a submission that is no JSON object; it is not in the journal")
         return relayed(reply)
-
-    def _key(self, incoming: Incoming) -> str:
-        key = incoming.field(b"idempotency-key").strip()
-        if len(key) > _LONGEST_KEY:
-            raise GatewayError(BAD_REQUEST, "The Idempotency-Key is too long.", f"At most {_LONGEST_KEY} characters.")
-        # Two clients that count 1, 2, 3 must not meet.
-        request = incoming.request
-        return f"{request.owner or request.client} {key}" if key else ""
 
     def _earlier(self, prompt: Prompt, key: str, digest: str) -> str | None:
         """The id of the job that this submission means, if it is there already."""
@@ -227,12 +163,16 @@ class Submissions:
             _release(incoming)
             self._sending.discard(prompt.id)
             self._waiting.pop(prompt.id, None)
+            if self._journal.get(prompt.id) is None:
+                self._schedule.withdraw(prompt.id)
         if not waiting.done():
             waiting.set_result(answer)
         return waiting.result()
 
     async def _journal_and_send(self, prompt: Prompt, incoming: Incoming, key: str, digest: str) -> Answer:
         request = incoming.request
+        if request.gpu is None and self._schedule.enabled:
+            return await self._line_up(prompt, incoming, key, digest)
         member = self._peers.of(request.gpu).member
         fault = "" if request.gpu is None else member.fault(request.gpu)
         away = not member.up or member in self.held or bool(fault)
@@ -240,40 +180,62 @@ class Submissions:
             reason = member.reason or fault or "A job that was running when the backend died is being tried alone."
             wait = max(1, member.retry_after)
             raise GatewayError(BACKEND_UNAVAILABLE, "The backend is not available.", reason, retry_after=wait)
-        record = self._journal.draft(
-            prompt.id,
-            gpu=request.gpu,
-            port=incoming.port,
-            client=request.client,
-            client_id=prompt.client_id,
-            owner=request.owner,
-            key=key,
-            digest=digest,
-            boot="" if away else member.boot,
-            booted=member.booted,
-            **incoming.known,
-        )
+        if request.gpu is not None:
+            within(lambda: self._schedule.check_lane(request.gpu or 0))
+        record = self.ledger.draft(prompt, incoming, key, digest)
+        record = replace(record, boot="" if away else member.boot, booted=member.booted)
         body = to_utf8(prompt.body, incoming.field(b"content-type"))
-        try:
-            await self._write_down(record, body)
-        except TakenError:
-            return await self._taken(record)
-        except StoreError as error:
-            text = "The job could not be written down, so it has not been taken."
-            raise GatewayError(BACKEND_UNAVAILABLE, text, str(error), retry_after=5) from error
+        if (other := await self._written(record, body)) is not None:
+            return other
         if away:
             return await self._promise(record)
         return await self._send(record, prompt.body, incoming, body)
 
-    async def _write_down(self, record: Record, body: bytes) -> None:
-        self.admit(record.owner)
-        # At once, so that of a burst none slips past its quota.
-        self._journal.usage.note(record)
+    async def _line_up(self, prompt: Prompt, incoming: Incoming, key: str, digest: str) -> Answer:
+        """A job of the front door: to a lane at once if one has room for it, else into the line."""
+        peers, schedule = self._peers, self._schedule
+        there = [peer for peer in peers.there if peer.member not in self.held]
+        if not there and not self._accept_while_down:
+            reason = min((peer.member for peer in peers), key=lambda each: each.retry_after)
+            text = reason.reason or "A job that was running when the backend died is being tried alone."
+            wait = max(1, reason.retry_after)
+            raise GatewayError(BACKEND_UNAVAILABLE, "The backend is not available.", text, retry_after=wait)
+        record = self.ledger.draft(prompt, incoming, key, digest)
+        within(lambda: schedule.check(schedule.share_of(record)))
+        body = to_utf8(prompt.body, incoming.field(b"content-type"))
+        gpu = schedule.at_once(record) if there else None
+        if gpu is not None:
+            member = peers.of(gpu).member
+            record = replace(record, gpu=gpu, boot=member.boot, booted=member.booted)
+            incoming = replace(
+                incoming, request=replace(incoming.request, gpu=gpu), place=member.reserve(gpu)
+            )
+            try:
+                if (other := await self._written(record, body)) is not None:
+                    return other
+                return await self._send(record, prompt.body, incoming, body)
+            finally:
+                _release(incoming)
+        # It will be sent when its client has long gone: what is wrong with it is to be said now.
+        node_errors = await self._judge.judge(there, prompt.body, incoming) if there else {}
+        if isinstance(node_errors, Answer):
+            return node_errors
+        if (other := await self._written(record, body)) is not None:
+            return other
+        answer = await self._promise(record, node_errors)
+        self._sending.discard(record.id)
+        schedule.join(record)
+        # Before the client knows of its job, its socket counts it: some take 0 for the end.
+        await self._counts.tell()
+        return answer
+
+    async def _written(self, record: Record, body: bytes) -> Answer | None:
+        """Write a job down; the answer when there is one already. Raises ``GatewayError``."""
         try:
-            await self._journal.add(record, body)
-        except BaseException:
-            self._journal.usage.drop(record)
-            raise
+            await self.ledger.write(record, body)
+        except TakenError:
+            return await self._taken(record)
+        return None
 
     async def _taken(self, record: Record) -> Answer:
         """Two submissions with one key and different ids at one moment: the other was first."""
@@ -321,63 +283,16 @@ class Submissions:
             text = "The backend did not answer; the job is in the journal and will be run when the backend is back."
             raise GatewayError(BACKEND_TIMEOUT, text, str(error), prompt_id=record.id) from error
 
-    async def _promise(self, record: Record) -> Answer:
+    async def _promise(self, record: Record, node_errors: Mapping[str, Any] | None = None) -> Answer:
         """Answer for the backend, which will get the job when it can take it."""
-        answer = {"prompt_id": record.id, "number": record.seq, "node_errors": {}, "gpu_id": record.gpu}
+        answer = {"prompt_id": record.id, "number": record.seq, "node_errors": node_errors or {}, "gpu_id": record.gpu}
         record = await self._journal.note(record.id, answer=answer) or record
         return accepted_answer(record)
-
-    async def _took(self, record: Record, reply: Reply, body: bytes) -> None:
-        """The backend has answered: it has the job, or will not have it."""
-        reply = self._renumbered(reply, record)
-        waiting = self._waiting.get(record.id)
-        if not 200 <= reply.status < 300:
-            await self._fail(record, body, "refused", why(reply))
-            if waiting is not None and not waiting.done():
-                waiting.set_result(relayed(reply))
-            return
-        try:
-            said = json.loads(reply.body)
-        except ValueError:
-            said = None
-        said = said if isinstance(said, dict) else {}
-        if str(said.get("prompt_id", record.id)) != record.id:
-            log.warning("the backend gives jobs ids of its own: they cannot be followed and are not in the journal")
-            await self._journal.forget([record.id])
-            return
-        number = said.get("number")
-        kept = self._journal.get(record.id) or record
-        member = self._peers.of(record.gpu).member
-        await self._journal.note(
-            record.id,
-            boot=member.boot,
-            booted=member.booted,
-            place=float(number) if isinstance(number, int | float) else 0.0,
-            attempts=kept.attempts + 1,
-            answer=kept.answer or said or None,
-        )
-        if waiting is not None and not waiting.done():
-            waiting.set_result(relayed(reply))
-
-    def _renumbered(self, reply: Reply, record: Record) -> Reply:
-        """The answer with the GPU's number as users know it."""
-        return globally(reply, self._peers.of(record.gpu).member.first)
-
-    async def _fail(self, record: Record, body: bytes, kind: str, message: str) -> None:
-        at = self._journal.clock()
-        error = {"type": kind, "message": message}
-        entry = made(record, body, "execution_error", error, at)
-        await self._journal.move(record.id, State.FAILED, at=at, error=error, entry=entry)
-
 
 def _release(incoming: Incoming) -> None:
     """Give its place on the lane back; one that the backend has taken stays."""
     if incoming.place is not None:
         incoming.place.release()
-
-
-def _anybody(_owner: str) -> None:
-    """No quotas."""
 
 
 def _any_client(_client_id: str, _owner: str) -> None:

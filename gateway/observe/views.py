@@ -64,6 +64,9 @@ class JobsView(Protocol):
     @property
     def written(self) -> tuple[int, int, float, int]: ...
 
+    @property
+    def line(self) -> tuple[int, int, float]: ...
+
 
 def job_families(jobs: JobsView) -> Iterator[Metric]:
     """What was promised, and what the journal costs."""
@@ -73,6 +76,10 @@ def job_families(jobs: JobsView) -> Iterator[Metric]:
     yield gauge("jobs", "Jobs that the journal remembers, by the state they are in.", counts, "state")
     yield counter("job_moves", "Jobs that have entered a state since the gateway started.", moves, "state")
     yield counter("jobs_recovered", "Jobs put into a queue again after a backend's death.", {(): jobs.recovered})
+    waiting, foretold, error = jobs.line
+    yield gauge("line_jobs", "Jobs that wait at the front door for a GPU.", {(): waiting})
+    yield counter("eta_foretold", "Jobs that have succeeded and whose end had been foretold.", {(): foretold})
+    yield counter("eta_error_seconds", "Seconds by which ends were off, as foretold when jobs came.", {(): error})
     yield counter("journal_writes", "Changes written to the journal.", {(): written})
     yield counter("journal_commits", "Commits of the journal: one fsync each, for many changes.", {(): commits})
     yield counter("journal_commit_seconds", "Seconds spent in commits of the journal.", {(): seconds})

@@ -7,8 +7,7 @@ never goes back. Must never know what a prompt looks like on the wire, nor who s
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -16,6 +15,7 @@ from gateway.schedule.estimates import Estimates
 from gateway.schedule.lanes import Lane, Placed, State
 from gateway.schedule.line import Line, Waiting
 from gateway.schedule.score import Market, Outlook, Score, why_not
+from gateway.schedule.terms import Choice, FullError, Place, Rules
 
 WINDOW: Final = 64
 """Waiting jobs that are looked at for one choice; those behind them wait for their turn."""
@@ -23,56 +23,6 @@ _AT_LAST: Final = 4
 """Patiences after which a job goes to the best lane that has room, though another would finish it sooner."""
 _REMEMBERED: Final = 2000
 """Choices that can still be explained."""
-
-
-class FullError(Exception):
-    """The line takes no more: ``str()`` says which bound is met, ``retry_after`` when there may be room, in seconds."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What can be set."""
-
-    depth: int = 2
-    """Jobs on a lane, the running one included."""
-    patience: float = 120.0
-    """Seconds for which others may be let past the first of the line, so that fewer models are loaded."""
-    ageing: float = 60.0
-    """Seconds of waiting that count as one step of priority."""
-    most: int = 10_000
-    """Jobs that may wait in all."""
-    most_of_client: int = 2_000
-    shares: Mapping[str, float] = field(default_factory=dict)
-    """Weight of a client's share of GPU seconds; 1 where not named."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A job that goes to a lane now, and why there; ``scores`` has every lane."""
-
-    job: str
-    gpu: int
-    at: float
-    expected: float
-    """Seconds until it ends."""
-    scores: tuple[Score, ...]
-    deferred: float = 0.0
-    """Seconds for which others were let past it before."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a waiting job stands: ``position`` counts from 1; seconds from now until it starts and ends."""
-
-    job: str
-    position: int
-    gpu: int | None
-    start: float
-    finish: float
 
 
 class Scheduler:
@@ -93,6 +43,13 @@ class Scheduler:
         """A job joins the line; one that is known is passed over. Bounds are ``check``'s: what is promised, is in."""
         if waiting.job not in self._on and self.line.get(waiting.job) is None:
             self.line.add(waiting, self._busy())
+
+    def check_lane(self, gpu: int, now: float) -> None:
+        """Whether one more job may go straight to this lane; raises ``FullError``."""
+        lane, most = self.lanes[gpu], self.rules.most_of_lane
+        if lane.load >= most:
+            soonest = next((placed.left(now) for placed in lane.jobs.values()), self.estimates.typical())
+            raise FullError(f"{lane.load} jobs are on GPU {gpu} already, {most} is the most.", soonest)
 
     def check(self, client: str, now: float) -> None:
         """Whether one more job of this client may join the line; raises ``FullError``."""

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from gateway.config import Backend, Config, RateLimits
 from gateway.forwarded import is_loopback
 from gateway.layout import lanes_of, layout
+from gateway.schedule.settings import read_pins
 from gateway.settings.lines import Path
 from gateway.spec import MB, MOST_GPUS
 
@@ -32,7 +33,7 @@ class Finding:
 def findings(config: Config) -> Iterator[Finding]:
     """Everything to say about a config whose single values are all valid."""
     one_place = (_ports, _hosts, _tls, _isolation, _backend, _backend_left_alone, _devices, _apart)
-    for rule in (*one_place, _sizes, _times, _buckets, _one_bucket):
+    for rule in (*one_place, _schedule, _sizes, _times, _buckets, _one_bucket):
         yield from rule(config)
 
 
@@ -51,6 +52,17 @@ def _ports(config: Config) -> Iterator[Finding]:
     if listen.front_port and listen.front_port in seen:
         gpu = seen[listen.front_port]
         yield Finding((front, gpu_ports), f"port {listen.front_port} is that of GPU {gpu} as well")
+
+
+def _schedule(config: Config) -> Iterator[Finding]:
+    schedule = config.schedule
+    for name, read in (("pins", lambda: read_pins(schedule.pins, config.gpus)), ("shares", schedule.rules)):
+        try:
+            read()
+        except ValueError as error:
+            yield Finding((("schedule", name),), str(error))
+    if schedule.enabled and schedule.pins and not config.jobs.journal:
+        yield Finding((("schedule", "pins"), ("jobs", "journal")), "has no effect without a journal", warning=True)
 
 
 def _hosts(config: Config) -> Iterator[Finding]:

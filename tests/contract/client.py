@@ -208,7 +208,9 @@ class Client:
         await self.post("/queue", {"clear": True})
         async with asyncio.timeout(LIMIT):
             while (await self.get("/prompt"))["exec_info"]["queue_remaining"]:
-                await self.post("/interrupt", {})
+                # By name: without one, the front door stops what the caller itself has running.
+                for item in (await self.get("/queue"))["queue_running"]:
+                    await self.post("/interrupt", {"prompt_id": item[1]})
                 await asyncio.sleep(0.02)
 
     @asynccontextmanager

@@ -43,6 +43,14 @@ class Comfy:
     """Answer submissions with 503, as a backend does for a GPU that takes no jobs."""
     hold: asyncio.Event | None = None
     """Answer submissions only when this is set."""
+    waiting: dict[str, int] = field(default_factory=dict)
+    """What it was told of clients' jobs that wait at the gateway."""
+    judges: bool = False
+    """Whether it has a route that judges a submission without taking it."""
+    refuse: set[str] = field(default_factory=set)
+    """Ids whose submission is answered with 400."""
+    lanes: dict[str, int] = field(default_factory=dict)
+    """The GPU that each submission named."""
     numbers: int = 0
 
     def finish(self, job: str, status: str = "success", event: str = "execution_success", **data: Any) -> None:
@@ -79,6 +87,11 @@ class Comfy:
         path = seen.target.decode().partition("?")[0].removeprefix("/api")
         if seen.method == b"POST" and path == "/prompt":
             await self._submission(peer, seen)
+        elif seen.method == b"POST" and path == "/prompt/check":
+            await self._check(peer, seen)
+        elif path == "/queue/waiting":
+            self.waiting |= json.loads(seen.body)["waiting"]
+            await peer.reply(b"")
         elif seen.method == b"POST":
             self.told.append((path, json.loads(seen.body) if seen.body else None))
             await peer.reply(b"")
@@ -86,6 +99,12 @@ class Comfy:
             queue = {"gpu_id": 0, "queue_running": _items(self.running), "queue_pending": _items(self.pending)}
             queue |= {"running_count": len(self.running), "pending_count": len(self.pending)}
             await peer.reply(json.dumps({"queues": [queue]}).encode())
+        elif path == "/queue":
+            queue = {"queue_running": _items(self.running), "queue_pending": _items(self.pending)}
+            await peer.reply(json.dumps(queue).encode())
+        elif path == "/prompt":
+            left = len(self.running) + len(self.pending)
+            await peer.reply(json.dumps({"exec_info": {"queue_remaining": left}}).encode())
         elif path == "/history":
             await peer.reply(json.dumps(self.history).encode())
         elif path.startswith("/history/"):
@@ -114,14 +133,28 @@ class Comfy:
         except ValueError:
             await peer.reply(b"not JSON", status="400 Bad Request")
             return
-        if not isinstance(body, dict) or "prompt" not in body:
+        if not isinstance(body, dict) or "prompt" not in body or body["prompt_id"] in self.refuse:
             error = {"error": {"type": "no_prompt", "message": "No prompt provided"}, "node_errors": {}}
             await peer.reply(json.dumps(error).encode(), status="400 Bad Request")
             return
         self.numbers += 1
         self.pending.append(body)
+        self.lanes[body["prompt_id"]] = int(seen.all("x-target-gpu")[0])
         answer = {"prompt_id": body["prompt_id"], "number": self.numbers, "node_errors": {}}
         await peer.reply(json.dumps(answer).encode(), extra=b"Content-Type: application/json\r\nX-Theirs: 1\r\n")
+
+
+    async def _check(self, peer: Peer, seen: Seen) -> None:
+        if not self.judges:
+            await peer.reply(b"", status="405 Method Not Allowed")
+            return
+        body = json.loads(seen.body)
+        if body["prompt_id"] in self.refuse:
+            error = {"error": {"type": "prompt_outputs_failed_validation"}, "node_errors": {"1": {"errors": []}}}
+            await peer.reply(json.dumps(error).encode(), status="400 Bad Request")
+            return
+        answer = {"prompt_id": body["prompt_id"], "number": 1, "node_errors": {"9": {}}}
+        await peer.reply(json.dumps(answer).encode(), extra=b"Content-Type: application/json\r\n")
 
 
 def _items(jobs: list[dict[str, Any]]) -> list[list[Any]]:
@@ -183,13 +216,19 @@ class House:
 
 @contextlib.asynccontextmanager
 async def house(
-    folder: Path, *, up: str = "boot-1", webhooks: dict[str, Any] | None = None, **jobs: Any
+    folder: Path,
+    *,
+    up: str = "boot-1",
+    webhooks: dict[str, Any] | None = None,
+    schedule: dict[str, Any] | None = None,
+    **jobs: Any,
 ) -> AsyncIterator[House]:
     """A gateway whose journal lies in ``folder``; ``jobs`` are settings, ``up`` the life of its backend."""
     comfy = Comfy()
     async with scripted(comfy.script) as backend:
         settings = {"journal": str(folder), "look": 0.02, **jobs}
-        config = config_for(backend.url, jobs=settings, timeouts={"read": 5.0}, webhooks=webhooks or {})
+        more = {"webhooks": webhooks or {}, "schedule": schedule or {}}
+        config = config_for(backend.url, jobs=settings, timeouts={"read": 5.0}, **more)
         assert isinstance(config.jobs, Jobs)
         fleet = Fleet(config.gpus)
         desk = Desk(config, fleet, SQLiteStore(folder / "jobs.sqlite3"), LocalBus())

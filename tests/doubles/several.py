@@ -97,13 +97,17 @@ class Several:
 async def several(
     folder: Path | None, lanes: tuple[int, ...] = (2, 2), stay: str = "free", urls: list[str] | None = None, **jobs: Any
 ) -> AsyncIterator[Several]:
-    """Backends with so many lanes each; with a ``folder`` there is a journal in it. ``urls``: others in their place."""
+    """Backends with so many lanes each, which take all jobs at once; with a ``folder`` there is a journal in it.
+
+    ``urls``: others in their place.
+    """
     sites = [Site(name=f"site{index}") for index in range(len(lanes))]
     async with contextlib.AsyncExitStack() as stack:
         backends = [await stack.enter_async_context(scripted(site.script)) for site in sites]
         settings = {"journal": str(folder or ""), "look": 0.02, "stay": stay, **jobs}
         listen = {"front_port": 0, "gpu_ports": (0,) * sum(lanes)}
-        config = config_for(backends[0].url, jobs=settings, timeouts={"read": 5.0}, listen=listen)
+        schedule = {"depth": 100}
+        config = config_for(backends[0].url, jobs=settings, timeouts={"read": 5.0}, listen=listen, schedule=schedule)
         tables = [
             Settings(url=url, start=False, lanes=count)
             for url, count in zip(urls or [backend.url for backend in backends], lanes, strict=True)

@@ -24,7 +24,11 @@ def used() -> Metrics:
     metrics.watch_pools([SimpleNamespace(busy=1, idle=2, waiting=3, opened_total=4)])
     metrics.watch_limiter(lambda: 17)
     jobs = SimpleNamespace(
-        job_counts=lambda: {"queued": 3}, job_moves=lambda: {"failed": 2}, recovered=8, written=(40, 9, 0.5, 3)
+        job_counts=lambda: {"queued": 3},
+        job_moves=lambda: {"failed": 2},
+        recovered=8,
+        written=(40, 9, 0.5, 3),
+        line=(4, 2, 1.5),
     )
     metrics.watch_jobs(jobs)
     metrics.watch_webhooks(lambda: {"delivered": 12})
@@ -81,6 +85,7 @@ def test_each_number_told_is_found_under_its_name():
     assert found["jobs", (("state", "queued"),)] == 3
     assert found["job_moves_total", (("state", "failed"),)] == 2
     assert found["jobs_recovered_total", ()] == 8
+    assert [found[name, ()] for name in ("line_jobs", "eta_foretold_total", "eta_error_seconds_total")] == [4, 2, 1.5]
     assert found["journal_writes_total", ()] == 40
     assert found["journal_commits_total", ()] == 9
     assert found["journal_commit_seconds_total", ()] == 0.5

@@ -7,7 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway.schedule.lanes import Lane, State
 from gateway.schedule.line import Waiting
-from gateway.schedule.scheduler import FullError, Rules, Scheduler
+from gateway.schedule.scheduler import Scheduler
+from gateway.schedule.terms import FullError, Rules
 from gateway.schedule.workflow import Workflow
 
 MODELS = {name: Workflow(name, frozenset({f"{name}.safetensors"})) for name in "abc"}
