@@ -49,7 +49,12 @@ async def test_without_an_id_that_lane(client: Client):
         assert answer.status == 200
     assert await outcome(client, ids[2]) == "execution_interrupted"
     assert {item[1] for item in (await client.get("/queue"))["queue_running"]} == {ids[0], ids[1], ids[3]}
-    await client.post("/interrupt", {})
+    if client.behind:
+        # The gateway's front door stops what the caller itself has running, and these came in by GPUs' ports.
+        for each in ids:
+            await client.post("/interrupt", {"prompt_id": each})
+    else:
+        await client.post("/interrupt", {})
     for each in ids:
         assert await outcome(client, each) == "execution_interrupted"
 

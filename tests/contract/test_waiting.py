@@ -29,6 +29,7 @@ async def test_a_submission_is_judged_and_not_taken(client: Client):
 
 async def test_jobs_that_wait_elsewhere_count_for_their_client(client: Client):
     """On a socket that names no GPU, for that client alone; a GPU's own socket counts what the GPU has."""
+    client.directly("only the gateway itself may send the count")
     async with client.listen("waits") as mine, client.listen("else") as other, client.listen("waits", gpu=1) as gpu:
         assert (await client.post("/queue/waiting", {"waiting": {"waits": 2, "gone": 1}}))[0] == 200
         await mine.until(lambda: mine.remaining()[-1:] == [2])
@@ -43,6 +44,7 @@ async def test_jobs_that_wait_elsewhere_count_for_their_client(client: Client):
 @pytest.mark.parametrize("sent", [{}, [], {"waiting": 3}, {"waiting": {"x": -1}}, {"waiting": {"x": "1"}}])
 async def test_what_is_no_count_is_refused(client: Client, sent: object):
     """400, and nothing has changed."""
+    client.directly("only the gateway itself may send the count")
     status, answer = await client.post("/queue/waiting", sent)
     assert status == 400
     assert answer["error"]["message"]
