@@ -62,7 +62,7 @@ def test_a_gpu_is_drained_and_resumed_and_the_backends_lines_are_read(make: Call
     )
     assert "draining" in typed(product, "status").stdout
     for color in range(3):
-        assert product.post(product.ports[0], "/jobs", {"workflow": sleeping(0.01, color)}).json()["gpu"] == 0
+        assert product.post(product.ports[0], "/jobs?wait=60", {"workflow": sleeping(0.01, color)}).json()["gpu"] == 0
     assert "GPU 1 ready" in typed(product, "resume", "1").stdout
     wait_until(lambda: typed(product, "logs").stdout, 60, "lines of the backend")
     assert len(typed(product, "logs", "-n", "1").stdout.splitlines()) == 1
