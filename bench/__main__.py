@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,11 +29,13 @@ def main() -> int:
     parser.add_argument("--peers", metavar="A,B", help="only these peers, separated by commas")
     parser.add_argument("--frontend", type=Path, metavar="DIR", help="comfyui_frontend_package/static, for the page")
     args = parser.parse_args()
+    # So that nothing of it outlives a bench that is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     span = Span(args.rounds, args.seconds)
     rows = [row for row in ROWS if row.name.startswith(args.only or "")]
     if not rows:
         parser.error(f"no row begins with {args.only!r}; there are: {', '.join(row.name for row in ROWS)}")
-    print(machine())
+    print(machine(), flush=True)
     told: dict[str, object] = {"machine": machine()}
     with tempfile.TemporaryDirectory(SUFFIX) as name:
         for number, row in enumerate(rows):
