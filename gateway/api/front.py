@@ -42,7 +42,7 @@ class Api:
         self.watch = Watch(desk.journal)
         self.desks = desks = Desks(desk, fleet)
         self._desk = desk
-        self._jobs = jobs = JobRoutes(desk, desks, self.watch, fleet.gpus, self._more, explained)
+        self._jobs = jobs = JobRoutes(desk, desks, self.watch, fleet.gpus, self._more, self._explained)
         self._events = EventRoutes(desk.journal, desk.live, self.watch, jobs.known, jobs.show)
         self.deliveries = Deliveries(desk.journal, config.webhooks, jobs.show)
         self._work: list[Work] = []
@@ -106,6 +106,19 @@ class Api:
             "eta_seconds": None if eta is None else round(eta, 1),
         }
 
+    def _explained(self, record: Record) -> Mapping[str, Any]:
+        """Why a job is where it is: what was weighed, and in words where nothing was."""
+        told = dict(self._schedule.explain(record.id))
+        if record.port != "front":
+            told["reason"] = f"It was submitted for GPU {record.gpu}: by port, prefix or field."
+        elif told.get("waiting"):
+            told["reason"] = "It waits at the front door: lanes says when it would be done on each GPU."
+        elif told.get("choice") is None:
+            told["reason"] = "Nothing was weighed: it was the only choice, or how it was chosen is not remembered."
+        else:
+            told["reason"] = "The scores under choice were weighed when it was sent."
+        return told
+
     async def _document(self, call: Call) -> Made:
         """``GET /openapi.json``."""
         return json_answer(200, self._text)
@@ -119,10 +132,3 @@ class Api:
         """Somebody begins to wait: the backend may have said before that it need not be for long."""
         if self._desk.live.over(job):
             self._desk.tracker.look_soon()
-
-
-def explained(record: Record) -> Mapping[str, Any]:
-    """Why a job is on its GPU when nobody has weighed anything."""
-    if record.port != "front":
-        return {"reason": f"It was submitted for GPU {record.gpu}, by port or prefix."}
-    return {"reason": "It was submitted for this GPU, or this was the least busy one when it came."}

@@ -8,6 +8,7 @@ from typing import Any
 from gateway.api.routes import OWN_ROUTES
 from gateway.api.schemas import SCHEMAS
 from tests.doubles.jobs_house import house
+from tests.doubles.wait import until
 
 
 def references(found: Any) -> set[str]:
@@ -54,3 +55,27 @@ async def test_why_a_job_is_where_it_is_can_be_asked(tmp_path: Path):
         assert (found["id"], found["gpu"], found["port"]) == ("a", 2, "gpu2")
         assert "GPU 2" in found["reason"]
         assert (await here.get("/jobs/b/explain", None)).status == 404
+
+
+async def test_what_was_weighed_at_the_front_door_is_told(tmp_path: Path):
+    """The score of each GPU at the moment of choice, and of a job that waits, as of now."""
+    async with house(tmp_path) as here:
+        graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
+        jobs = []
+        for _ in range(12):
+            got = await here.post("/jobs", {"workflow": graph}, gpu=None)
+            assert got.status == 202, got.body
+            jobs.append(json.loads(got.body)["id"])
+
+        async def told() -> list[Any]:
+            return [json.loads((await here.get(f"/jobs/{job}/explain", None)).body) for job in jobs]
+
+        await until(lambda: len(here.comfy.pending) == 8)  # two for each GPU; nothing moves from here on
+        await until(lambda: here.desk.schedule.waiting_count == 4)
+        found = await told()
+        sent = [each for each in found if each["choice"] is not None]
+        waiting = [each for each in found if each["waiting"]]
+        assert (len(sent), len(waiting)) == (8, 4)
+        assert all(each["choice"]["lanes"] for each in sent)
+        assert all({"gpu_id", "eligible"} <= set(lane) for each in waiting for lane in each["lanes"])
+        assert [each["position"] for each in waiting] == list(range(1, len(waiting) + 1))
