@@ -109,7 +109,7 @@ def test_a_system_is_seen_at_work_and_looked_after(make: Callable[..., Product],
     press(page, card(1), "Drain")
     page.until(f"{card(1)}.dataset.state === 'draining'")
     for color in range(4):
-        answer = product.post(product.ports[0], "/jobs", {"workflow": sleeping(0.01, 10 + color)})
+        answer = product.post(product.ports[0], "/jobs?wait=60", {"workflow": sleeping(0.01, 10 + color)})
         assert answer.json()["gpu"] == 0
     press(page, card(1), "Resume")
     page.until(f"{card(1)}.dataset.state === 'ready'")
