@@ -111,6 +111,8 @@ class Api:
         told = dict(self._schedule.explain(record.id))
         if record.port != "front":
             told["reason"] = f"It was submitted for GPU {record.gpu}: by port, prefix or field."
+        elif told.get("waiting") and self._schedule.paused:
+            told["reason"] = "It waits at the front door, whose line is paused: POST /admin/line/resume lets it go on."
         elif told.get("waiting"):
             told["reason"] = "It waits at the front door: lanes says when it would be done on each GPU."
         elif told.get("choice") is None:

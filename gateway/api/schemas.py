@@ -198,6 +198,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         "gpu": WHOLE, "state": {"type": "string", "enum": ["ready", "busy", "draining", "faulted", "down", "absent"]},
         "reason": TEXT, "jobs": WHOLE,
     }),
+    "LineState": whole({"paused": FLAG, "waiting": WHOLE}),
     "LogLines": whole({
         "backend": WHOLE, "newest": WHOLE, "lines": many(whole({"number": WHOLE, "text": TEXT})),
     }),

@@ -1,9 +1,10 @@
-"""``/admin/…``: a GPU drained and taken up again, its memory freed, a backend's last lines.
+"""``/admin/…``: the line paused, a GPU drained and taken up again, its memory freed, a backend's last lines.
 
 Owns what these answer. That only an administrator gets here is the gate's rule: ``/admin/`` needs that scope.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,8 +18,11 @@ from gateway.fleet.lanes import Fleet
 from gateway.jobs.answers import unanswered
 from gateway.jobs.incoming import relayed
 from gateway.jobs.peer import Peers
+from gateway.jobs.schedule import Schedule
 from gateway.observe.tail import KEPT, Tail
 from gateway.wire.answer import Answer, Made, json_answer
+
+log = logging.getLogger("gateway.dashboard")
 
 _NO_STORE: Final = ((b"Cache-Control", b"no-store"),)
 _ALL_OF_IT: Final = json.dumps({"unload_models": True, "free_memory": True}).encode()
@@ -27,10 +31,23 @@ _ALL_OF_IT: Final = json.dumps({"unload_models": True, "free_memory": True}).enc
 class ActionRoutes:
     """The handlers. ``tails``: each backend's last lines."""
 
-    def __init__(self, fleet: Fleet, peers: Peers, tails: Sequence[Tail]) -> None:
+    def __init__(self, fleet: Fleet, peers: Peers, schedule: Schedule, tails: Sequence[Tail]) -> None:
         self._fleet = fleet
+        self._schedule = schedule
         self._peers = peers
         self._tails = tails
+
+    async def line(self, call: Call) -> Made:
+        """``GET /admin/line``: whether the front door's line goes on, and how many wait in it."""
+        return self._line()
+
+    async def pause_line(self, call: Call) -> Made:
+        """``POST /admin/line/pause``: jobs of the front door are taken and wait; what is on a GPU goes on."""
+        return self._line(paused=True)
+
+    async def resume_line(self, call: Call) -> Made:
+        """``POST /admin/line/resume``: they are sent again."""
+        return self._line(paused=False)
 
     async def drain(self, call: Call) -> Made:
         """``POST /admin/gpus/{gpu}/drain``: the front door gives it no new jobs; its own port goes on."""
@@ -71,6 +88,17 @@ class ActionRoutes:
         tail = self._tails[number]
         lines: list[dict[str, Any]] = [line._asdict() for line in tail.after(after)[-limit:]]
         return json_answer(200, told({"backend": number, "lines": lines, "newest": tail.newest}), _NO_STORE)
+
+    def _line(self, *, paused: bool | None = None) -> Answer:
+        schedule = self._schedule
+        if not schedule.enabled:
+            text = "Jobs go to a GPU at once, for [schedule] enabled is false."
+            raise GatewayError(NOT_FOUND, "The front door has no line.", text)
+        if paused is not None and paused != schedule.paused:
+            log.info("the front door's line is %s", "paused" if paused else "resumed")
+            schedule.paused = paused
+        found = {"paused": schedule.paused, "waiting": schedule.waiting_count}
+        return json_answer(200, told(found), _NO_STORE)
 
     def _gpu(self, call: Call) -> int:
         gpu = _number(call.given["gpu"])

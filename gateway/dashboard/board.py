@@ -147,7 +147,11 @@ class Board:
             "status": "unhealthy" if not healthy else "degraded" if faults else "healthy",
             "reason": " ".join(faults) if fleet.up else fleet.reason,
             "denied": self._metrics.denied_on(FRONT),
-            "line": {"waiting": len(self._queues.get(None, ())), "queue": self._queues.get(None, [])[:_QUEUE]},
+            "line": {
+                "waiting": len(self._queues.get(None, ())),
+                "paused": self._desk.schedule.paused,
+                "queue": self._queues.get(None, [])[:_QUEUE],
+            },
             "counts": self._desk.job_counts(),
             "backends": [
                 {

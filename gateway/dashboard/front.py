@@ -30,7 +30,7 @@ def add_dashboard(
     board = Board(fleet, desk, metrics, meter, api.show)
     stream = StreamRoute(board, meter, tails, lambda: api.watch.leaving)
     again = RerunRoute(desk.journal, api.desks, api.known, api.show)
-    api.add(routes(stream, ActionRoutes(fleet, desk.peers, tails), again), meter.run)
+    api.add(routes(stream, ActionRoutes(fleet, desk.peers, desk.schedule, tails), again), meter.run)
 
 
 def routes(stream: StreamRoute, its: ActionRoutes, again: RerunRoute) -> list[Route]:
@@ -38,6 +38,7 @@ def routes(stream: StreamRoute, its: ActionRoutes, again: RerunRoute) -> list[Ro
     gpu = {200: "GpuState", 404: "Error"}
     away = {502: "Error", 503: "Error", 504: "Error"}
     control = Kind.CONTROL
+    line = {200: "LineState", 404: "Error"}
     return [
         Route("GET", "/dashboard", files.page, "The dashboard.", {200: "text/html", 304: ""}),
         Route("GET", "/dashboard/events", stream.events, "Everything that the dashboard shows, as it changes.", {
@@ -47,6 +48,10 @@ def routes(stream: StreamRoute, its: ActionRoutes, again: RerunRoute) -> list[Ro
         Route("POST", "/jobs/{id}/rerun", again.rerun, "Submit a job's workflow once more, as a new job.", {
             202: "Job", 404: "Error", 400: "Error", 429: "Error", **away,
         }, kind=Kind.SUBMIT),
+        Route("GET", "/admin/line", its.line, "Whether the front door's line goes on.", line),
+        Route("POST", "/admin/line/pause", its.pause_line, "Send no waiting job of the front door to a GPU.", line,
+              kind=control),
+        Route("POST", "/admin/line/resume", its.resume_line, "Send them again.", line, kind=control),
         Route("POST", "/admin/gpus/{gpu}/drain", its.drain, "Give a GPU no new jobs of the front door.", gpu,
               kind=control),
         Route("POST", "/admin/gpus/{gpu}/resume", its.resume, "Give it jobs again.", gpu, kind=control),

@@ -186,19 +186,6 @@ class Schedule:
         place = self._place(job, fresh=fresh)
         return None if place is None or math.isinf(place.finish) else place.finish
 
-    def estimate_wait(self) -> float:
-        """Seconds until a job that comes now would start."""
-        scheduler, now = self.scheduler, self.clock()
-        ready = [lane for lane in scheduler.lanes.values() if lane.state is LaneState.READY]
-        if not ready:
-            return 0.0
-        typical = scheduler.estimates.typical()
-        if not len(scheduler.line):
-            return min(lane.free_in(now, typical) for lane in ready)
-        left = sum(lane.free_in(now, typical) for lane in ready)
-        waiting = sum(scheduler.estimates.run(each.workflow, -1, 1.0) for each in scheduler.line)
-        return left / len(ready) + waiting / sum(lane.weight for lane in ready)
-
     def line(self) -> list[str]:
         """All waiting jobs, the next one first."""
         return [place.job for place in self.scheduler.plan(self.clock())]
@@ -225,6 +212,17 @@ class Schedule:
                 "lanes": [score.told() for score in scheduler.scores(waiting, now)],
             }
         return told
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing of the line is sent until somebody says otherwise."""
+        return self.scheduler.paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self.scheduler.paused = paused
+        self._plan = (-math.inf, {})
+        self.on_change()
 
     # For metrics
 

@@ -33,6 +33,8 @@ class Scheduler:
         self.lanes = {lane.index: lane for lane in lanes}
         self.estimates = estimates or Estimates()
         self.line = Line(self.rules.ageing, self.rules.shares)
+        self.paused = False
+        """Whether nothing of the line goes anywhere until somebody says otherwise."""
         self._on: dict[str, int] = {}
         """The lane of each job that is on one."""
         self._chosen: OrderedDict[str, Choice] = OrderedDict()
@@ -58,7 +60,11 @@ class Scheduler:
             raise FullError(f"{rules.most} jobs wait already, which is the most.", self.room_in(now))
         if self.line.waiting_of(client) >= rules.most_of_client:
             text = f"{rules.most_of_client} jobs of this client wait already, which is the most."
-            theirs = (place.start for place in self.plan(now) if self._waits_for(place.job, client))
+            theirs = (
+                place.start
+                for place in self.plan(now)
+                if self._waits_for(place.job, client) and not math.isinf(place.start)
+            )
             raise FullError(text, next(theirs, self.room_in(now)))
 
     def placed(self, waiting: Waiting, gpu: int, now: float) -> None:
@@ -111,7 +117,7 @@ class Scheduler:
 
     def next(self, now: float) -> Choice | None:
         """The next job to send, its place on the lane reserved; ``None`` when none is to go now."""
-        if not len(self.line) or not any(self._room(lane) > 0 for lane in self.lanes.values()):
+        if self.paused or not len(self.line) or not any(self._room(lane) > 0 for lane in self.lanes.values()):
             return None
         looks = self._outlooks(now)
         window = list(islice(self.line.order(now, self._cost), WINDOW))
@@ -151,7 +157,7 @@ class Scheduler:
         for position, waiting in enumerate(self.line.order(now, self._cost), 1):
             scores = ((self._score(waiting, look, market), look) for look in looks)
             usable = [each for each in scores if not each[0].why_not]
-            if not usable:
+            if self.paused or not usable:
                 yield Place(waiting.job, position, None, math.inf, math.inf)
                 continue
             best, at = min(usable, key=_total)

@@ -163,6 +163,39 @@ async def test_a_drained_gpu_gets_nothing_from_the_front_door(tmp_path: Path):
         assert (await here.get("/admin/gpus/1/drain", None)).status == 405
 
 
+async def test_the_line_is_paused_and_goes_on(tmp_path: Path):
+    """Taken, waiting, and told why; a GPU's own port goes on; resumed everything is sent."""
+    async with house(tmp_path) as here:
+        got = await here.post("/admin/line/pause", b"", gpu=None)
+        assert (got.status, json.loads(got.body)) == (200, {"paused": True, "waiting": 0})
+        graph = {"workflow": {"1": {"class_type": "X", "inputs": {}}}}
+        got = await here.post("/jobs", graph, gpu=None)
+        job = json.loads(got.body)
+        assert (got.status, job["state"], job["gpu"], job["position"], job["eta_seconds"]) == (
+            202, "queued", None, 1, None,
+        )  # fmt: skip
+        assert (await here.submit("own", gpu=1)).status == 200
+        assert "paused" in json.loads((await here.get(f"/jobs/{job['id']}/explain", None)).body)["reason"]
+        async for told in events(here):
+            line = (await told.next("state"))["gateway"]["line"]
+            assert line == {"waiting": 1, "paused": True, "queue": [job["id"]]}
+        # Again is no other than once.
+        assert json.loads((await here.post("/admin/line/pause", b"", gpu=None)).body)["paused"]
+        assert [each["prompt_id"] for each in here.comfy.pending] == ["own"]
+        got = await here.post("/admin/line/resume", b"", gpu=None)
+        assert not json.loads(got.body)["paused"]
+        await until(lambda: here.record(job["id"]).attempts == 1)
+        assert json.loads((await here.get("/admin/line", None)).body) == {"paused": False, "waiting": 0}
+
+
+async def test_without_a_line_there_is_nothing_to_pause(tmp_path: Path):
+    """404, and what to do."""
+    async with house(tmp_path, schedule={"enabled": False}) as here:
+        got = await here.post("/admin/line/pause", b"", gpu=None)
+        assert (got.status, got.error["type"]) == (404, "not_found")
+        assert "[schedule]" in got.error["details"]
+
+
 async def test_a_gpu_is_told_to_free_its_memory(tmp_path: Path):
     """ComfyUI's own route with both wishes, for that GPU; 503 while there is no backend."""
     async with house(tmp_path) as here:

@@ -91,6 +91,34 @@ def test_lanes_that_are_not_ready_get_nothing():
     assert taken(scheduler) == [("j1", 0)]
 
 
+def test_a_line_that_is_paused_sends_nothing():
+    """Everybody keeps the place, nobody's end is foretold; who is refused meanwhile is told a time all the same."""
+    scheduler = Scheduler(lanes(1.0, 1.0), Rules(most_of_client=2))
+    scheduler.paused = True
+    scheduler.add(waiting(1))
+    scheduler.add(waiting(2))
+    assert taken(scheduler) == []
+    assert [(place.job, place.position, place.finish) for place in scheduler.plan(0.0)] == [
+        ("j1", 1, float("inf")),
+        ("j2", 2, float("inf")),
+    ]
+    with pytest.raises(FullError) as of_client:
+        scheduler.check("c", 0.0)
+    assert 0 <= of_client.value.retry_after < float("inf")
+    scheduler.paused = False
+    assert sorted(taken(scheduler)) == [("j1", 0), ("j2", 1)]
+
+
+def test_a_client_whose_lane_is_away_is_refused_with_a_time():
+    """When that lane comes back nobody knows."""
+    scheduler = Scheduler(lanes(1.0, 1.0), Rules(most_of_client=1))
+    scheduler.lane_state(0, State.DOWN)
+    scheduler.add(waiting(1, pins={0}))
+    with pytest.raises(FullError) as of_client:
+        scheduler.check("c", 0.0)
+    assert of_client.value.retry_after < float("inf")
+
+
 def test_bounds_are_met_with_a_time():
     """In all, and of one client; the time is that of the estimate."""
     scheduler = Scheduler(lanes(1.0), Rules(depth=1, most=3, most_of_client=2))
