@@ -239,12 +239,13 @@ def start_naive(comfy: Comfy, folders: Folders, port: int, arguments: Sequence[s
 
 def start_supervised(
     comfy: Comfy, folders: Folders, front: int, ports: Sequence[int], backend: int, arguments: Sequence[str],
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None, *, mode: str = "single",
 ) -> Running:
-    """Start ``comfy-gateway up --comfyui DIR``, which starts and watches the backend itself."""
+    """Start ``comfy-gateway up --comfyui DIR``, which starts and watches the backend itself, or one for each port."""
     config = folders.root / "up.toml"
     config.write_text(gateway_config(folders.root, f"http://127.0.0.1:{backend}", front, ports).replace("[backend]\n", (
-        f"[backend]\ncomfyui = {json.dumps(str(comfy.folder))}\npython = {json.dumps(comfy.python)}\n"
+        f"[backend]\nmode = {json.dumps(mode)}\ncomfyui = {json.dumps(str(comfy.folder))}\n"
+        f"python = {json.dumps(comfy.python)}\n"
         f"args = {json.dumps(list(arguments))}\ndevices = {json.dumps(['cpu'] * len(ports))}\n")))
     command = [sys.executable, "-m", "gateway", "up", "--config", str(config)]
     return Running("comfy-gateway up", command, ROOT, folders.root / "up.log",

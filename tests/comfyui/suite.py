@@ -23,6 +23,8 @@ from tests.comfyui.stack import Comfy, Folders, Running
 
 PLUGINS = Path(__file__).with_name("plugins")
 SUITE_LIMIT = 1500.0
+PROCESSES = 2
+"""Processes of ``mode = "per-gpu"``: each is a whole ComfyUI."""
 SELECT = os.environ.get("PROOF_SELECT", "")
 """A part of the suite, as pytest's ``-k``; empty: all of it."""
 
@@ -138,9 +140,20 @@ def start_ports(comfy: Comfy, folder: Path, arguments: Sequence[str], gpu: int, 
     return _ready(served, f"http://127.0.0.1:{ports[gpu]}/system_stats")
 
 
-def _ready(served: Served, url: str) -> Served:
+def start_processes(comfy: Comfy, folder: Path, arguments: Sequence[str], gpu: int) -> Served:
+    """A gateway that starts one backend process for each of ``PROCESSES`` GPUs; answers with the port of ``gpu``."""
+    folders = Folders(Path(tempfile.mkdtemp(dir=folder))).make()
+    first, inner = stack.free_port(PROCESSES + 1), stack.free_port(PROCESSES)
+    ports = range(first + 1, first + 1 + PROCESSES)
+    everything = [*arguments, *folders.kept_out_of_checkout(), "--output-directory", str(folders.output)]
+    up = stack.start_supervised(comfy, folders, first, ports, inner, everything, mode="per-gpu")
+    return _ready(Served(ports[gpu], [up]), *(f"http://127.0.0.1:{port}/system_stats" for port in ports))
+
+
+def _ready(served: Served, *urls: str) -> Served:
     try:
-        served.processes[0].wait_for(url)
+        for url in urls:
+            served.processes[0].wait_for(url)
     except Exception:
         kill(served)
         raise
@@ -294,16 +307,37 @@ def run_port(comfy: Comfy, folder: Path, gpu: int, *, held: bool = False) -> Res
         servers.close()
 
 
-def run_across(comfy: Comfy, folder: Path, select: str, *, held: bool = False) -> Result:
-    """A part of the suite with its clients spread over all four ports: each new one goes to the next.
+def run_process(comfy: Comfy, folder: Path, gpu: int) -> Result:
+    """The suite on the gateway port of ``gpu`` with a process for each GPU behind it.
 
-    ``held`` is as in ``run_port``, for all four.
+    The launcher's byte pass is between them: the gateway listens before its backends do, and the suite takes a port
+    that listens for one that is ready.
     """
     folder.mkdir()
-    first = stack.free_port(stack.LANES)
-    ports = range(first, first + stack.LANES)
-    theirs = () if held else ports
-    servers = Servers(folder, lambda start: start_ports(comfy, folder, start.arguments, 0, theirs), kill)
+    servers = Servers(folder, lambda start: start_processes(comfy, folder, start.arguments, gpu), kill)
+    try:
+        return start_suite(comfy, folder, stack.free_port(), servers, select=SELECT, env=HELD)()
+    finally:
+        servers.close()
+
+
+def run_across(comfy: Comfy, folder: Path, select: str, *, held: bool = False, processes: bool = False) -> Result:
+    """A part of the suite with its clients spread over all ports: each new one goes to the next.
+
+    ``held`` is as in ``run_port``, for all of them; ``processes``: with a process for each GPU, which is always held.
+    """
+    folder.mkdir()
+    held = held or processes
+    count = PROCESSES if processes else stack.LANES
+    first = stack.free_port(count)
+    ports = range(first, first + count)
+
+    def make(start: Wanted) -> Served:
+        if processes:
+            return start_processes(comfy, folder, start.arguments, 0)
+        return start_ports(comfy, folder, start.arguments, 0, () if held else ports)
+
+    servers = Servers(folder, make, kill)
     try:
         env = {"PROOF_PORTS": ",".join(map(str, ports)), **(HELD if held else {})}
         return start_suite(comfy, folder, ports[0], servers, select=select, env=env, plugin="across_ports")()

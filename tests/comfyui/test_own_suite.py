@@ -58,6 +58,14 @@ def test_one_port(comfy: Comfy, on_plain: Result, tmp_path: Path, gpu: int) -> N
     same(result, on_plain)
 
 
+def test_one_process(comfy: Comfy, on_plain: Result, tmp_path: Path) -> None:
+    """The suite on the last port of one process per GPU ends test by test as on plain ComfyUI."""
+    gpu = suite.PROCESSES - 1
+    result = suite.run_process(comfy, tmp_path / "process", gpu)
+    report(comfy, f"on the port of GPU {gpu} of {suite.PROCESSES} processes", result)
+    same(result, on_plain)
+
+
 def test_two_ports(comfy: Comfy, on_plain: Result, tmp_path: Path) -> None:
     """The suite on two ports of one gateway at the same time ends on both as on plain ComfyUI.
 
@@ -76,10 +84,12 @@ def test_two_ports(comfy: Comfy, on_plain: Result, tmp_path: Path) -> None:
         same(result, on_plain, SHARED)
 
 
-def test_progress_isolation_across_lanes(comfy: Comfy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["single", "per-gpu"])
+def test_progress_isolation_across_lanes(comfy: Comfy, tmp_path: Path, mode: str) -> None:
     """ComfyUI's own test of progress isolation holds between clients of different GPUs."""
-    result = suite.run_across(comfy, tmp_path / "across", "TestProgressIsolation", held=HELD)
-    report(comfy, f"TestProgressIsolation over {stack.LANES} ports", result)
+    processes = mode == "per-gpu"
+    result = suite.run_across(comfy, tmp_path / "across", "TestProgressIsolation", held=HELD, processes=processes)
+    report(comfy, f"TestProgressIsolation over {suite.PROCESSES if processes else stack.LANES} ports, {mode}", result)
     assert "across_ports: a client goes to" in result.log.read_text()
     assert result.outcomes
     assert result.count("passed") == len(result.outcomes)
