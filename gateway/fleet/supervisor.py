@@ -5,6 +5,7 @@ itself, and never wait for a time where an event can be waited for.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -111,7 +112,11 @@ class Supervisor:
                 why = await self._drive(tasks)
         finally:
             if self._child is not None and not self._left:
-                self._child.kill()  # we are being cancelled: nothing may stay behind
+                # We are being cancelled: nothing may stay behind. Only a process that hangs in a driver takes longer.
+                self._child.kill()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._rules.stop_timeout):
+                        await self._child.exited()
         if why:
             raise BackendFailedError(why)
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,7 +29,7 @@ class Survivor:
     """A running backend, started or taken over: ``exited``, then ``ended``."""
 
     def __init__(
-        self, pid: int, name: str, ended: Callable[[], "asyncio.Task[int]"], readers: list[asyncio.Task[None]]
+        self, pid: int, name: str, ended: Callable[[], Awaitable[int]], readers: list[asyncio.Task[None]]
     ) -> None:
         self._pid = pid
         self.name = name
@@ -61,19 +61,14 @@ class Survivor:
             for number in outputs.values():
                 os.close(number)
         readers = _follow(estate, on_line, tasks, dict.fromkeys(outputs, 0))
-        return cls(
-            process.pid,
-            name_of(process.pid),
-            lambda: tasks.create_task(process.wait(), name="backend-wait"),
-            readers,
-        )
+        return cls(process.pid, name_of(process.pid), process.wait, readers)
 
     @classmethod
     def adopt(cls, life: Life, on_line: OnLine, tasks: asyncio.TaskGroup, estate: Estate) -> Self:
         """Take over what another gateway started; its output is read from here on, or all of it if it is not ready."""
         ends = {name: estate.output(name).stat().st_size if life.ready else 0 for name in ("stdout", "stderr")}
         readers = _follow(estate, on_line, tasks, ends)
-        return cls(life.pid, life.name, lambda: tasks.create_task(_gone(life), name="backend-wait"), readers)
+        return cls(life.pid, life.name, lambda: _gone(life), readers)
 
     async def exited(self) -> int:
         """The exit code, as soon as the process is gone; ``UNKNOWN_EXIT`` when only another gateway could tell."""

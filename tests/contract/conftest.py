@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,18 +31,21 @@ class Body:
     """Whether it is one process per GPU behind a gateway's front door."""
 
 
-def _per_gpu(folder: Path) -> tuple[Product, Body]:
-    product = Product(folder, gpus=GPUS, settings=GENEROUS, mode="per-gpu").start().ready()
+def _per_gpu(folder: Path, ends: ExitStack) -> Body:
+    product = Product(folder, gpus=GPUS, settings=GENEROUS, mode="per-gpu")
+    ends.callback(product.end)
+    product.start().ready()
     url = f"http://127.0.0.1:{product.ports[0]}"
-    return product, Body("per-gpu", url, folder / "data", "tiny.safetensors", behind=True)
+    return Body("per-gpu", url, folder / "data", "tiny.safetensors", behind=True)
 
 
-def _embedded(folder: Path) -> tuple[BackendProcess, Body]:
+def _embedded(folder: Path, ends: ExitStack) -> Body:
     process = BackendProcess(folder, ["--gpus", str(GPUS), "--testing-nodes"]).start()
-    return process, Body("embedded", process.url, folder / "data", "tiny.safetensors")
+    ends.callback(process.end)
+    return Body("embedded", process.url, folder / "data", "tiny.safetensors")
 
 
-def _comfyui(folder: Path) -> tuple[BackendProcess, Body]:
+def _comfyui(folder: Path, ends: ExitStack) -> Body:
     import prometheus_client  # noqa: PLC0415 (only its place matters)
 
     checkout = Path(os.environ["COMFYUI_DIR"]).resolve()
@@ -59,11 +63,12 @@ def _comfyui(folder: Path) -> tuple[BackendProcess, Body]:
     lib = str(Path(prometheus_client.__file__).parents[1])
     env = {"COMFY_GATEWAY_LIB": lib, "PYTHONPATH": "", "PYTHONPYCACHEPREFIX": str(folder / "pycache")}
     process = BackendProcess(folder, command=command, env=env).start()
+    ends.callback(process.end)
     process.wait_ready(180)
-    return process, Body("comfyui", process.url, folder, None)
+    return Body("comfyui", process.url, folder, None)
 
 
-BODIES = {"embedded": _embedded, "per-gpu": _per_gpu, "comfyui": _comfyui}
+BODIES: dict[str, Callable[[Path, ExitStack], Body]] = {"embedded": _embedded, "per-gpu": _per_gpu, "comfyui": _comfyui}
 
 
 @pytest.fixture(
@@ -74,9 +79,8 @@ def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A running backend with four lanes."""
     if request.param == "comfyui" and not os.environ.get("COMFYUI_DIR"):
         pytest.skip(NO_COMFYUI)
-    process, found = BODIES[request.param](tmp_path_factory.mktemp(request.param))
-    yield found
-    process.end()
+    with ExitStack() as ends:
+        yield BODIES[request.param](tmp_path_factory.mktemp(request.param), ends)
 
 
 @pytest.fixture

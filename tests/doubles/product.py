@@ -143,6 +143,7 @@ class Product:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
             raise
 
     def end(self) -> None:
@@ -159,6 +160,7 @@ class Product:
         for pid in map(int, re.findall(r"backend (?:started|found at work), process (\d+)", self.log())):
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
+                wait_until(lambda gone=pid: not alive(gone), 30, f"process {pid} is gone")
 
     def ask(
         self,
