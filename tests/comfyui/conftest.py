@@ -142,20 +142,22 @@ def with_gateway(site: Site, lanes: int = stack.LANES, *, limited: bool = False)
 
 
 def start_supervised_site(
-    comfy: Comfy, folders: Folders, started_with: list[str], env: dict[str, str] | None = None,
+    comfy: Comfy, folders: Folders, started_with: list[str], env: dict[str, str] | None = None, *,
+    lanes: int = stack.LANES, mode: str = "single",
 ) -> Site:
-    """The gateway with the backend as its child."""
-    first, backend = stack.free_port(stack.LANES + 1), stack.free_port()
-    ports = list(range(first + 1, first + 1 + stack.LANES))
-    running = stack.start_supervised(comfy, folders, first, ports, backend, started_with, env)
+    """The gateway with the backend as its child, or with one for each lane: ``backend`` is the first of them, then."""
+    first, backend = stack.free_port(lanes + 1), stack.free_port(1 if mode == "single" else lanes)
+    ports = list(range(first + 1, first + 1 + lanes))
+    running = stack.start_supervised(comfy, folders, first, ports, backend, started_with, env, mode=mode)
     reached = [Lane(f"127.0.0.1:{port}", gpu) for gpu, port in enumerate(ports)]
     site = Site(reached, folders, [running], Lane(f"127.0.0.1:{first}"), Lane(f"127.0.0.1:{backend}"))
-    return _started(site, f"http://127.0.0.1:{first + 1}/system_stats")
+    return _started(site, *(f"http://127.0.0.1:{port}/system_stats" for port in ports))
 
 
-def _started(site: Site, url: str) -> Site:
+def _started(site: Site, *urls: str) -> Site:
     try:
-        site.processes[0].wait_for(url)
+        for url in urls:
+            site.processes[0].wait_for(url)
     except Exception:
         stop_site(site)
         raise
@@ -194,6 +196,17 @@ def ports(comfy: Comfy, tiny_models: Path, tmp_path_factory: pytest.TempPathFact
     site = start_overlay_site(comfy, tiny_models, tmp_path_factory.mktemp("ports"), env=env)
     if not os.environ.get("PROOF_DIRECT"):
         site = with_gateway(site)
+    yield site
+    stop_site(site)
+
+
+@pytest.fixture(scope="session")
+def processes(comfy: Comfy, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One process for each of ``stack.PROCESSES`` GPUs behind the gateway that has started them."""
+    folders = Folders(tmp_path_factory.mktemp("processes")).make()
+    started_with = arguments(comfy, folders, tiny_models)
+    site = start_supervised_site(
+        comfy, folders, started_with, {"PROOF_TICK": "1"}, lanes=stack.PROCESSES, mode="per-gpu")
     yield site
     stop_site(site)
 

@@ -25,6 +25,8 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[2]
 NODES = Path(__file__).resolve().parent / "nodes"
 LANES = 4
+PROCESSES = int(os.environ.get("PROOF_PROCESSES", "2"))
+"""GPUs where each has a process of its own, which is a whole ComfyUI."""
 FIRST_PORT, LAST_PORT = 25_000, 25_999
 START_LIMIT = float(os.environ.get("COMFYUI_START_LIMIT", "180"))
 """Seconds a ComfyUI may take to answer; a loaded machine is slow, not broken."""

@@ -23,8 +23,6 @@ from tests.comfyui.stack import Comfy, Folders, Running
 
 PLUGINS = Path(__file__).with_name("plugins")
 SUITE_LIMIT = 1500.0
-PROCESSES = 2
-"""Processes of ``mode = "per-gpu"``: each is a whole ComfyUI."""
 SELECT = os.environ.get("PROOF_SELECT", "")
 """A part of the suite, as pytest's ``-k``; empty: all of it."""
 
@@ -141,10 +139,10 @@ def start_ports(comfy: Comfy, folder: Path, arguments: Sequence[str], gpu: int, 
 
 
 def start_processes(comfy: Comfy, folder: Path, arguments: Sequence[str], gpu: int) -> Served:
-    """A gateway that starts one backend process for each of ``PROCESSES`` GPUs; answers with the port of ``gpu``."""
+    """A gateway that starts a backend process for each of its GPUs; answers with the port of ``gpu``."""
     folders = Folders(Path(tempfile.mkdtemp(dir=folder))).make()
-    first, inner = stack.free_port(PROCESSES + 1), stack.free_port(PROCESSES)
-    ports = range(first + 1, first + 1 + PROCESSES)
+    first, inner = stack.free_port(stack.PROCESSES + 1), stack.free_port(stack.PROCESSES)
+    ports = range(first + 1, first + 1 + stack.PROCESSES)
     everything = [*arguments, *folders.kept_out_of_checkout(), "--output-directory", str(folders.output)]
     up = stack.start_supervised(comfy, folders, first, ports, inner, everything, mode="per-gpu")
     return _ready(Served(ports[gpu], [up]), *(f"http://127.0.0.1:{port}/system_stats" for port in ports))
@@ -328,7 +326,7 @@ def run_across(comfy: Comfy, folder: Path, select: str, *, held: bool = False, p
     """
     folder.mkdir()
     held = held or processes
-    count = PROCESSES if processes else stack.LANES
+    count = stack.PROCESSES if processes else stack.LANES
     first = stack.free_port(count)
     ports = range(first, first + count)
 

@@ -1,4 +1,7 @@
-"""Public clients on all four ports at once: every picture and every event arrives at the client that asked."""
+"""Public clients on all ports at once: every picture and every event arrives at the client that asked.
+
+Once with four lanes of one process behind the ports, and once with a process for each.
+"""
 
 import contextlib
 import hashlib
@@ -114,16 +117,23 @@ def _drive(
     assert right == got == JOBS * len(site.lanes)
 
 
+@pytest.fixture(params=["ports", "processes"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """Either of the two."""
+    found: Site = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.mark.parametrize("script", PYTHON_CLIENTS)
-def test_python_client(ports: Site, plain: Site, python_clients: str, tmp_path: Path, script: str) -> None:
-    """A client of PyPI gets its own pictures on each of four ports at once."""
-    drive([python_clients, str(SCRIPTS / script)], ports, plain, tmp_path, script)
+def test_python_client(site: Site, plain: Site, python_clients: str, tmp_path: Path, script: str) -> None:
+    """A client of PyPI gets its own pictures on each of the ports at once."""
+    drive([python_clients, str(SCRIPTS / script)], site, plain, tmp_path, script)
 
 
 @pytest.mark.parametrize("script", NODE_CLIENTS)
-def test_node_client(ports: Site, plain: Site, node_modules: Path, tmp_path: Path, script: str) -> None:
-    """A client of npm gets its own pictures, and is sent all of its progress, on each of four ports at once."""
+def test_node_client(site: Site, plain: Site, node_modules: Path, tmp_path: Path, script: str) -> None:
+    """A client of npm gets its own pictures, and is sent all of its progress, on each of the ports at once."""
     # Modules are looked up from where a script lies.
     (tmp_path / "node_modules").symlink_to(node_modules)
     shutil.copy(SCRIPTS / script, tmp_path)
-    drive(["node", str(tmp_path / script)], ports, plain, tmp_path, script)
+    drive(["node", str(tmp_path / script)], site, plain, tmp_path, script)

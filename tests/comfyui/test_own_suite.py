@@ -60,9 +60,9 @@ def test_one_port(comfy: Comfy, on_plain: Result, tmp_path: Path, gpu: int) -> N
 
 def test_one_process(comfy: Comfy, on_plain: Result, tmp_path: Path) -> None:
     """The suite on the last port of one process per GPU ends test by test as on plain ComfyUI."""
-    gpu = suite.PROCESSES - 1
+    gpu = stack.PROCESSES - 1
     result = suite.run_process(comfy, tmp_path / "process", gpu)
-    report(comfy, f"on the port of GPU {gpu} of {suite.PROCESSES} processes", result)
+    report(comfy, f"on the port of GPU {gpu} of {stack.PROCESSES} processes", result)
     same(result, on_plain)
 
 
@@ -89,7 +89,7 @@ def test_progress_isolation_across_lanes(comfy: Comfy, tmp_path: Path, mode: str
     """ComfyUI's own test of progress isolation holds between clients of different GPUs."""
     processes = mode == "per-gpu"
     result = suite.run_across(comfy, tmp_path / "across", "TestProgressIsolation", held=HELD, processes=processes)
-    report(comfy, f"TestProgressIsolation over {suite.PROCESSES if processes else stack.LANES} ports, {mode}", result)
+    report(comfy, f"TestProgressIsolation over {stack.PROCESSES if processes else stack.LANES} ports, {mode}", result)
     assert "across_ports: a client goes to" in result.log.read_text()
     assert result.outcomes
     assert result.count("passed") == len(result.outcomes)
