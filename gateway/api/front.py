@@ -14,7 +14,7 @@ from gateway.api.hand_in import Desks, told
 from gateway.api.jobs import JobRoutes
 from gateway.api.openapi import document
 from gateway.api.route import Call, Found, Route, Table
-from gateway.api.routes import OWN_ROUTES, comfy_routes, document_routes, generate_routes, job_routes
+from gateway.api.routes import ELSEWHERE, OWN_ROUTES, comfy_routes, document_routes, generate_routes, job_routes
 from gateway.api.watch import Watch
 from gateway.api.webhooks import Deliveries
 from gateway.config import Config
@@ -59,7 +59,7 @@ class Api:
             *document_routes(self._document),
         ]
         self.table = Table(routes)
-        self._text = told(document([*OWN_ROUTES, *routes]))
+        self._text = told(document([*OWN_ROUTES, *ELSEWHERE, *routes]))
 
     def find(self, method: bytes, target: bytes, *, front: bool) -> Found | None:
         """Who answers this request; see ``Table.find``."""
@@ -69,7 +69,7 @@ class Api:
         """Answer these, too; ``work`` is what they need to be done meanwhile. Comes before ``run``."""
         self.table.add(routes)
         self._work.append(work)
-        self._text = told(document([*OWN_ROUTES, *self.table.routes]))
+        self._text = told(document([*OWN_ROUTES, *ELSEWHERE, *self.table.routes]))
 
     def show(self, record: Record) -> dict[str, Any]:
         """A job as all routes show it."""

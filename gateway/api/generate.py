@@ -17,6 +17,7 @@ from gateway.api.jobs import CLIENT_ID
 from gateway.api.orders import LONGEST_WAIT, PRIORITIES, Order, webhook_of, workflow_of
 from gateway.api.reading import Fields, object_in
 from gateway.api.route import Call
+from gateway.api.shape import link
 from gateway.api.watch import Watch
 from gateway.errors import BACKEND_BROKE, NOT_FOUND, GatewayError
 from gateway.fleet.ask import Ask, AskError
@@ -84,6 +85,8 @@ class GenerateRoutes:
     def _generated(self, call: Call, record: Record, waited: float | None) -> dict[str, Any]:
         error: str | None = None
         message = _WORDS[record.state]
+        if record.gpu is None and not record.ended:
+            message = f"The job waits for a GPU at the front door; {link(record.id)} says which one it gets."
         if waited is not None and not record.ended:
             error, message = "TIMEOUT", f"The job has not ended within {waited:g} s; it goes on."
         elif record.ended and record.state is not State.SUCCEEDED:
@@ -98,7 +101,10 @@ class GenerateRoutes:
 
     async def instances(self, call: Call) -> Made:
         """``GET /instances``."""
-        listed = [{"url": _address(call, gpu), "gpu_id": gpu, "weight": 1} for gpu in range(self._fleet.gpus)]
+        fleet = self._fleet
+        listed = [
+            {"url": _address(call, gpu), "gpu_id": gpu, "weight": fleet.member(gpu).weight} for gpu in range(fleet.gpus)
+        ]
         return json_answer(200, told({"instances": listed}), _NO_STORE)
 
     async def status(self, call: Call) -> Made:
@@ -120,12 +126,16 @@ class GenerateRoutes:
                 "draining": self._fleet.member(gpu).drain or gpu in self._fleet.member(gpu).drained,
             }
         total = [sum(each[name] for each in instances.values()) for name in ("running", "pending")]
+        # What waits here is no instance's yet, and pending all the same: a sum of 0 means that there is nothing to do.
+        line = self._desks.line
         summary = {
             "total_instances": len(instances),
             "healthy_instances": sum(each["healthy"] for each in instances.values()),
             "total_running": total[0],
-            "total_pending": total[1],
-            "total_load": sum(total),
+            "total_pending": total[1] + line.waiting_count,
+            "total_load": sum(total) + line.waiting_count,
+            "waiting_in_line": line.waiting_count,
+            "line_paused": line.paused,
         }
         whole = {"success": True, "data": {"instances": instances, "summary": summary}}
         return json_answer(200, told(whole), _NO_STORE)

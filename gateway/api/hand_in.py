@@ -16,6 +16,7 @@ from gateway.fleet.lanes import Fleet
 from gateway.jobs.desk import Desk
 from gateway.jobs.incoming import Incoming
 from gateway.jobs.record import Record
+from gateway.jobs.schedule import Schedule
 from gateway.request import Kind
 from gateway.wire.answer import Answer
 from gateway.wire.fields import GPU_HEADER
@@ -30,6 +31,11 @@ class Desks:
     def __init__(self, desk: Desk, fleet: Fleet) -> None:
         self._desk = desk
         self._fleet = fleet
+
+    @property
+    def line(self) -> Schedule:
+        """What waits at the front door."""
+        return self._desk.schedule
 
     async def submit(self, call: Call, order: Order) -> Record | Answer:
         """The job, or the answer of who refused it. Raises ``GatewayError``."""

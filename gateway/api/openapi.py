@@ -15,6 +15,7 @@ _PARAMETER: Final = re.compile(r"\{(\w+)\*?\}")
 _PATH: Final[Mapping[str, Any]] = {"n": GPU, "gpu": GPU, "backend": GPU}
 _LINK: Final = {"id": "$response.body#/id"}
 _PHRASES: Final[Mapping[int, str]] = {
+    101: "It is a WebSocket from here on.",
     200: "Done.",
     202: "Taken; it goes on.",
     204: "There is nothing more to tell.",
@@ -31,6 +32,7 @@ _PHRASES: Final[Mapping[int, str]] = {
     416: "There is no such part.",
     422: "It cannot be done as asked.",
     429: "Too much at once; Retry-After says when to come again.",
+    500: "It has been tried and did not succeed.",
     502: "The backend gave no usable answer.",
     503: "The backend is not there; Retry-After says when to come again.",
     504: "The backend gave no answer in time.",

@@ -99,7 +99,7 @@ def _own(path: str, summary: str, answers: Mapping[int, str]) -> Route:
 
 
 def _nobody(*_: object) -> Any:
-    """Routes of ``fleet.own_routes`` are answered there."""
+    """Routes that are documented here and answered elsewhere."""
     raise NotImplementedError
 
 
@@ -111,3 +111,18 @@ OWN_ROUTES: Final = (
     _own("/queue/all", "Every GPU's queue.", {200: "Queues", 503: "Error"}),
 )
 """What the front door answers besides, in the same form."""
+
+ELSEWHERE: Final = (
+    Route("GET", "/gateway/login", _nobody, "The page on which a browser gives its key.", {200: "text/html"},
+          query={"next": {"type": "string", "description": "The path that it leads to."}}),
+    Route("POST", "/gateway/login", _nobody, "Give a key and get a cookie for it.", {200: "Done"},
+          headers={"X-API-Key": TEXT}),
+    Route("POST", "/gateway/logout", _nobody, "Give the cookie back.", {200: "Done"}),
+    Route("POST", "/preload", _nobody, "Load models on GPUs ahead of any job.", {
+        200: "Preloaded", 202: "Preloading", 400: "Error", 404: "", 405: "", 500: "Error", **_AWAY
+    }, body="Preload"),
+    Route("GET", "/debug/events", _nobody, "A WebSocket with every event of every GPU.", {
+        101: "", 400: "text/plain", 404: "", **_AWAY
+    }),
+)  # fmt: skip
+"""What the gate and the backend add to ComfyUI's own on every port; plain ComfyUI has neither of the last two."""

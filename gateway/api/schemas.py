@@ -88,7 +88,9 @@ _PROGRESS: Final[Schema] = whole({
     "has_preview": FLAG,
 })
 _COUNTS: Final[Mapping[str, Schema]] = dict.fromkeys(("running", "pending", "total"), WHOLE)
-_SUMS: Final = ("total_instances", "healthy_instances", "total_running", "total_pending", "total_load")
+_SUMS: Final = (
+    "total_instances", "healthy_instances", "total_running", "total_pending", "total_load", "waiting_in_line",
+)  # fmt: skip
 
 SCHEMAS: Final[Mapping[str, Schema]] = {
     "Error": whole({
@@ -180,9 +182,10 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
                     "healthy": FLAG,
                     "last_error": maybe(TEXT),
                     "last_update": maybe(NUMBER),
+                    "draining": FLAG,
                 }),
             },
-            "summary": whole(dict.fromkeys(_SUMS, WHOLE)),
+            "summary": whole({**dict.fromkeys(_SUMS, WHOLE), "line_paused": FLAG}),
         }),
     }),
     "Instances": whole({"instances": many(whole({"url": TEXT, "gpu_id": WHOLE, "weight": NUMBER}))}),
@@ -202,6 +205,18 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "LogLines": whole({
         "backend": WHOLE, "newest": WHOLE, "lines": many(whole({"number": WHOLE, "text": TEXT})),
     }),
+    "Done": whole({"ok": FLAG}),
+    "Preload": {"anyOf": [
+        whole({"workflow": _WORKFLOW}, {"gpus": {**many(GPU), "minItems": 1}, "wait": FLAG}, closed=True),
+        whole({
+            "models": {
+                **many(whole({"type": NAME, "name": NAME}, {"inputs": ANYTHING}, closed=True)),
+                "minItems": 1, "maxItems": 64,
+            },
+        }, {"gpus": {**many(GPU), "minItems": 1}, "wait": FLAG}, closed=True),
+    ]},
+    "Preloaded": whole({"preloaded": many(whole({"gpu_id": WHOLE, "models": WHOLE, "seconds": NUMBER}))}),
+    "Preloading": whole({"preloading": many(WHOLE)}),
     "OpenApi": whole({"openapi": TEXT, "paths": ANYTHING}),
     "ComfyError": whole({"error": {}}),
     "ComfyJob": whole({"id": TEXT, "status": {"type": "string", "enum": sorted(set(STATUS.values()))}}),

@@ -70,12 +70,36 @@ async def test_status_looks_at_every_gpu(tmp_path: Path):
         }  # fmt: skip
         assert instance["last_update"] > 0
         assert found["data"]["summary"] == {
-            "total_instances": 4, "healthy_instances": 1, "total_running": 1, "total_pending": 1, "total_load": 2
+            "total_instances": 4, "healthy_instances": 1, "total_running": 1, "total_pending": 1, "total_load": 2,
+            "waiting_in_line": 0, "line_paused": False,
         }  # fmt: skip
         here.fleet.members[0].backend_down("it died", 3)
         found = value(await here.get("/status", None))["data"]
         assert found["summary"]["healthy_instances"] == 0
         assert "it died" in found["instances"]["http://gate:8181/gpu0"]["last_error"]
+
+
+async def test_what_waits_at_the_front_door_counts(tmp_path: Path):
+    """It is pending, though no GPU's yet; and who submitted it is told where it will be said which."""
+    async with house(tmp_path) as here:
+        await here.post("/admin/line/pause", b"", gpu=None)
+        found = value(await here.post("/generate", {"workflow": GRAPH}, gpu=None))
+        assert (found["assigned_gpu"], found["assigned_instance"], found["error"]) == (None, None, None)
+        assert f"/jobs/{found['prompt_id']}" in found["message"]
+        summary = value(await here.get("/status", None))["data"]["summary"]
+        told = [summary[name] for name in ("total_pending", "total_load", "waiting_in_line", "line_paused")]
+        assert told == [1, 1, 1, True]
+        await here.post("/admin/line/resume", b"", gpu=None)
+        await until(lambda: here.record(found["prompt_id"]).gpu is not None)
+        summary = value(await here.get("/status", None))["data"]["summary"]
+        assert (summary["waiting_in_line"], summary["line_paused"]) == (0, False)
+
+
+async def test_instances_tell_how_fast_they_are_said_to_be(tmp_path: Path):
+    """The weight of each one's backend."""
+    async with house(tmp_path) as here:
+        here.fleet.members[0].weight = 0.5
+        assert {each["weight"] for each in value(await here.get("/instances", None))["instances"]} == {0.5}
 
 
 async def test_instances_and_their_queues(tmp_path: Path):
