@@ -235,6 +235,9 @@ def _read_array(spec: Spec, value: object) -> tuple[object, ...]:
     return tuple(items)
 
 
+_ELSEWHERE = 0.8  # How like a key of another table has to be: further off, it is more likely a guess than a slip.
+
+
 def _unknown(key: str, value: object, known: list[str], path: Path) -> str:
     """The message for a key that is not there: the nearest one here, one elsewhere, or all that are."""
     what = "unknown table" if isinstance(value, dict) else "unknown key"
@@ -244,7 +247,7 @@ def _unknown(key: str, value: object, known: list[str], path: Path) -> str:
         return f"{what}; nginx's {key} is {FROM_NGINX[key]} here"
     for section in SECTIONS:
         names = [field.name for field in fields(get_type_hints(Config)[section])]
-        if (section,) != path and (near := nearest(key, names)):
+        if (section,) != path and (near := nearest(key, names, _ELSEWHERE)):
             return f"{what}; did you mean [{section}] {near}?"
     return f"{what}; known here: {', '.join(known)}"
 

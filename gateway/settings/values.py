@@ -24,9 +24,9 @@ def read_value(spec: Spec, value: object) -> object:
     return _READERS[spec.form](spec, value)
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str | None:
-    """The known word that ``word`` was probably meant to be."""
-    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+def nearest(word: str, known: list[str] | tuple[str, ...], likeness: float = 0.6) -> str | None:
+    """The known word that ``word`` was probably meant to be: ``likeness`` from 0 (anything) to 1 (the same)."""
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=likeness)
     return close[0] if close else None
 
 
