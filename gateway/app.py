@@ -35,7 +35,7 @@ from gateway.observe.tail import Tail, passed
 from gateway.opening import StartError, check_free
 from gateway.process import apply_to_process
 from gateway.ratelimit import Limiter
-from gateway.reload import Part, Read, reread
+from gateway.reload import NOTHING, Outcome, Part, Read, reread
 from gateway.server import Server
 from gateway.systemd import given_sockets, notify, reloading
 from gateway.ws_keep import Keeper
@@ -96,7 +96,8 @@ class App:
             self.metrics.certificate_ends = lambda: tls.not_after
         if self.desk and self.api:
             self.desk.limit(Quotas(self.guard.gate))
-            add_dashboard(self.api, self.desk, self.fleet, self.metrics, asks, tails)
+            told = (asks, tails, lambda: self.reload().shown())
+            add_dashboard(self.api, self.desk, self.fleet, self.metrics, *told)
         parts = (self.limiter, self.metrics, own.table(), self.desk, self.api, self.guard, self.tls)
         self.server = Server(config, self.fleet, *parts)
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
@@ -122,15 +123,16 @@ class App:
             self.metrics.watch_webhooks(self.api.deliveries.attempts)
             self.parts += [self.desk.apply, self.api.apply]
 
-    def reload(self) -> None:
+    def reload(self) -> Outcome:
         """Read the configuration again and go by it as far as that can be done while running; drops nothing."""
         notify(self._env, *reloading())
-        config = reread(self.config, self._read) if self._read is not None else None
-        if config is not None:
-            self.config = config
+        outcome = reread(self.config, self._read) if self._read is not None else NOTHING
+        if outcome.config is not None:
+            self.config = outcome.config
             for part in self.parts:
-                part(config)
+                part(self.config)
         notify(self._env, "READY=1")
+        return outcome
 
     def leave(self) -> None:
         """End in order, but let the backends go on for the gateway that comes next; without a journal: ``stop``."""

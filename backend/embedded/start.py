@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from backend import process
+from backend import job_lines, process
 from backend.contract import EXIT_DEVICE_FAULT, EXIT_OK, EXIT_USAGE, Ready
 from backend.embedded.api_files import FileRoutes
 from backend.embedded.api_info import MAX_UPLOAD, InfoRoutes
@@ -34,6 +34,7 @@ FAULT_GRACE = 0.5
 
 def run(options: Options, listening: socket.socket) -> int:
     """Serve until SIGTERM, SIGINT or a device fault; returns the exit code."""
+    job_lines.install()
     code, clean = asyncio.run(_serve(options, listening))
     logging.shutdown()
     if not clean:

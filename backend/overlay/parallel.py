@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from backend import devices, share
+from backend import devices, job_lines, share
 from backend.contract import EXIT_DEVICE_FAULT, EXIT_OK, EXIT_PORT_IN_USE, EXIT_USAGE, Ready
 from backend.faults import before_leaving
 from backend.lanes import Lane
@@ -84,6 +84,7 @@ def _load(checkout: comfy.Checkout, version: Version, options: Options) -> tuple
     if all(name == "cpu" for name in names):
         args.cpu = True
     main = comfy.load()
+    job_lines.install()  # after ComfyUI has put streams of its own in place
     for word, why in added:
         log.info("ComfyUI %s is started with %s: %s", checkout.version, word, why)
     for warns, note in version.notes(arguments):

@@ -217,6 +217,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     ]},
     "Preloaded": whole({"preloaded": many(whole({"gpu_id": WHOLE, "models": WHOLE, "seconds": NUMBER}))}),
     "Preloading": whole({"preloading": many(WHOLE)}),
+    "Reload": whole({"applied": many(TEXT), "waiting": many(TEXT), "warnings": many(TEXT)}),
     "OpenApi": whole({"openapi": TEXT, "paths": ANYTHING}),
     "ComfyError": whole({"error": {}}),
     "ComfyJob": whole({"id": TEXT, "status": {"type": "string", "enum": sorted(set(STATUS.values()))}}),

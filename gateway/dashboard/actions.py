@@ -1,18 +1,18 @@
-"""``/admin/…``: the line paused, a GPU drained and taken up again, its memory freed, a backend's last lines.
+"""``/admin/…``: the line paused, a GPU drained, its memory freed, a backend's last lines, settings read again.
 
 Owns what these answer. That only an administrator gets here is the gate's rule: ``/admin/`` needs that scope.
 """
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from gateway.api.hand_in import rewritten, told
 from gateway.api.reading import whole_in
 from gateway.api.route import Call
 from gateway.dashboard.board import state_of
-from gateway.errors import BACKEND_UNAVAILABLE, NOT_FOUND, GatewayError
+from gateway.errors import BACKEND_UNAVAILABLE, BAD_REQUEST, NOT_FOUND, GatewayError
 from gateway.fleet.ask import AskError
 from gateway.fleet.lanes import Fleet
 from gateway.jobs.answers import unanswered
@@ -29,13 +29,21 @@ _ALL_OF_IT: Final = json.dumps({"unload_models": True, "free_memory": True}).enc
 
 
 class ActionRoutes:
-    """The handlers. ``tails``: each backend's last lines."""
+    """The handlers. ``tails``: each backend's last lines; ``reload`` reads the settings again."""
 
-    def __init__(self, fleet: Fleet, peers: Peers, schedule: Schedule, tails: Sequence[Tail]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        peers: Peers,
+        schedule: Schedule,
+        tails: Sequence[Tail],
+        reload: Callable[[], dict[str, Any]],
+    ) -> None:
         self._fleet = fleet
         self._schedule = schedule
         self._peers = peers
         self._tails = tails
+        self._reload = reload
 
     async def line(self, call: Call) -> Made:
         """``GET /admin/line``: whether the front door's line goes on, and how many wait in it."""
@@ -75,6 +83,14 @@ class ActionRoutes:
         except AskError as error:
             raise unanswered(error) from error
         return relayed(reply) if reply.status != 200 else self._said(gpu)
+
+    async def reload(self, _call: Call) -> Made:
+        """``POST /admin/reload``: what has changed, and what differs but is only read at the start."""
+        outcome = self._reload()
+        if errors := outcome.pop("errors"):
+            text = "The settings cannot be used; they stay as they are."
+            raise GatewayError(BAD_REQUEST, text, "; ".join(errors), errors=errors)
+        return json_answer(200, told(outcome), _NO_STORE)
 
     async def log(self, call: Call) -> Made:
         """``GET /admin/backends/{backend}/log``: its last lines, with ``?after=`` those behind that number."""

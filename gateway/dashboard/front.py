@@ -3,7 +3,8 @@
 Owns the list of routes. Must never answer anything itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from gateway.api.front import Api
 from gateway.api.rerun import RerunRoute
@@ -23,14 +24,24 @@ from gateway.request import Kind
 
 
 def add_dashboard(
-    api: Api, desk: Desk, fleet: Fleet, metrics: Metrics, asks: Sequence[Ask], tails: Sequence[Tail]
+    api: Api,
+    desk: Desk,
+    fleet: Fleet,
+    metrics: Metrics,
+    asks: Sequence[Ask],
+    tails: Sequence[Tail],
+    reload: Callable[[], dict[str, Any]],
 ) -> None:
-    """Have the API answer for the dashboard. ``asks`` and ``tails``: how each backend is asked, and its last lines."""
+    """Have the API answer for the dashboard. ``asks`` and ``tails``: how each backend is asked, and its last lines.
+
+    ``reload`` reads the settings again and says what that came to.
+    """
     meter = Meter(fleet.members, asks, Cards())
     board = Board(fleet, desk, metrics, meter, api.show)
     stream = StreamRoute(board, meter, tails, lambda: api.watch.leaving)
     again = RerunRoute(desk.journal, api.desks, api.known, api.show)
-    api.add(routes(stream, ActionRoutes(fleet, desk.peers, desk.schedule, tails), again), meter.run)
+    its = ActionRoutes(fleet, desk.peers, desk.schedule, tails, reload)
+    api.add(routes(stream, its, again), meter.run)
 
 
 def routes(stream: StreamRoute, its: ActionRoutes, again: RerunRoute) -> list[Route]:
@@ -57,6 +68,9 @@ def routes(stream: StreamRoute, its: ActionRoutes, again: RerunRoute) -> list[Ro
         Route("POST", "/admin/gpus/{gpu}/resume", its.resume, "Give it jobs again.", gpu, kind=control),
         Route("POST", "/admin/gpus/{gpu}/free", its.free, "Have a GPU let go of models and cached outputs.", {
             **gpu, **away
+        }, kind=control),
+        Route("POST", "/admin/reload", its.reload, "Read the settings again, as SIGHUP does.", {
+            200: "Reload", 400: "Error",
         }, kind=control),
         Route("GET", "/admin/backends/{backend}/log", its.log, "The last lines that a backend wrote.", {
             200: "LogLines", 400: "Error", 404: "Error",

@@ -5,14 +5,19 @@ Owns both forms. Must never know what happened; a ``Line`` carries its words and
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 TEXT: Final = "text"
 JSON: Final = "json"
 RAW: Final = "gateway.access"
 """The logger whose records are whole lines already, one or many."""
+
+# The backend's number where there are several, then how a backend begins the lines of a job (its contract).
+_OF_A_JOB: Final = re.compile(r"((?:\d+ \| )?)\[(?:lane (\d+) )?job ([^\s\]]+)\] ")
 
 
 class Line:
@@ -65,8 +70,13 @@ def backend_text(line: str) -> str:
 
 
 def backend_json(line: str) -> str:
-    """A line of a backend, for programs."""
-    return dumped({"time": round(time.time(), 3), "level": "info", "logger": "backend", "message": line})
+    """A line of a backend, for programs; a job's has its ``prompt_id``, and the ``lane`` it ran on."""
+    told: dict[str, Any] = {"time": round(time.time(), 3), "level": "info", "logger": "backend", "message": line}
+    if (mark := _OF_A_JOB.match(line)) is not None:
+        told |= {"message": mark[1] + line[mark.end() :], "prompt_id": unquote(mark[3])}
+        if mark[2] is not None:
+            told["lane"] = int(mark[2])
+    return dumped(told)
 
 
 def dumped(told: Mapping[str, Any]) -> str:

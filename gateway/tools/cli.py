@@ -35,6 +35,7 @@ def add_tools(commands: Commands) -> None:
     cancel.add_argument("id", nargs="+")
     for name, text in (("drain", "have the front door give a GPU no new jobs"), ("resume", "give it jobs again")):
         _asking(commands.add_parser(name, help=text), json=False).add_argument("gpu", type=int, metavar="N")
+    _asking(commands.add_parser("reload", help="have a running gateway read its settings again"), json=False)
     logs = _asking(commands.add_parser("logs", help="the last lines of a backend"), json=False)
     logs.add_argument("--backend", type=int, default=0, metavar="N", help="which, where there are several (0)")
     logs.add_argument("-n", dest="lines", type=_whole_bound, default=100, metavar="LINES", help="so many (100)")
@@ -76,6 +77,8 @@ def _run(args: argparse.Namespace) -> int:
         return commands.jobs(door, state=args.state, limit=args.limit, as_json=args.json)
     if args.command in {"drain", "resume"}:
         return commands.drain(door, args.gpu, args.command)
+    if args.command == "reload":
+        return commands.reload(door)
     if args.command == "logs":
         return commands.logs(door, args.backend, lines=args.lines, follow=args.follow)
     if args.command == "cancel":

@@ -1,4 +1,4 @@
-"""``status``, ``submit``, ``jobs``, ``cancel``: what they ask the gateway and what they print.
+"""``status``, ``submit``, ``jobs``, ``cancel``, ``reload``: what they ask the gateway and what they print.
 
 Owns the commands' words and exit codes. Results go to stdout, everything else to stderr.
 """
@@ -77,6 +77,22 @@ def drain(door: Door, gpu: int, what: str) -> int:
         raise ToolError(told(reply))
     found = reply.json()
     print(f"GPU {gpu} {found['state']}" + (f": {found['reason']}" if found["reason"] else ""))
+    return 0
+
+
+def reload(door: Door) -> int:
+    """Have the gateway read its settings again, and say what that has changed."""
+    reply = door.ask("POST", "/admin/reload")
+    if reply.status == 404:
+        raise ToolError("a gateway without [jobs] journal cannot be asked to reload; send its process SIGHUP")
+    if reply.status != 200:
+        raise ToolError(told(reply))
+    found = reply.json()
+    for warning in found["warnings"]:
+        print(f"comfy-gateway: {warning}", file=sys.stderr)
+    if found["waiting"]:
+        print(f"changed, but only read at the start: {', '.join(found['waiting'])}")
+    print(f"reloaded: {', '.join(found['applied']) or 'the settings stay as they are'}")
     return 0
 
 

@@ -238,7 +238,7 @@ async def house(
         own = OwnRoutes(fleet, metrics, [ask])
         api = Api(desk, fleet, ask, own.queue_all, lambda: server.ports[1:], config)
         tails = [Tail()]
-        add_dashboard(api, desk, fleet, metrics, [ask], tails)
+        add_dashboard(api, desk, fleet, metrics, [ask], tails, dict)
         server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own.table(), desk, api)
         await server.start()
         async with asyncio.TaskGroup() as tasks:

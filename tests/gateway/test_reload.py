@@ -34,7 +34,9 @@ def test_a_file_with_a_mistake_changes_nothing_and_says_why(text: str | None, to
     if text is not None:
         file.write_text(text, encoding="utf-8")
     with caplog.at_level(logging.INFO, "gateway.reload"):
-        assert reread(Config(), lambda: load(file)) is None
+        outcome = reread(Config(), lambda: load(file))
+    assert outcome.config is None
+    assert any(told in line for line in outcome.errors)
     assert told in caplog.text
     assert "not reloaded: the settings stay as they are" in caplog.text
 
@@ -44,7 +46,7 @@ def test_an_unchanged_file_says_so(tmp_path: Path, caplog):
     file = tmp_path / "config.toml"
     file.write_text("", encoding="utf-8")
     with caplog.at_level(logging.INFO, "gateway.reload"):
-        assert reread(Config(), lambda: load(file)) == Config()
+        assert reread(Config(), lambda: load(file)).config == Config()
     assert "reloaded: the settings stay as they are" in caplog.text
 
 

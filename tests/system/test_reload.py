@@ -12,7 +12,7 @@ from pathlib import Path
 
 import websocket
 
-from tests.doubles.product import GENEROUS, Product
+from tests.doubles.product import GENEROUS, ROOT, Product
 from tests.doubles.wait import wait_until
 
 Make = Callable[..., Product]
@@ -115,3 +115,32 @@ def test_a_closed_terminal_stops_what_was_started_from_it(tmp_path: Path):
         finally:
             process.kill()
             process.wait()
+
+
+def test_the_command_says_what_a_reload_has_come_to(make: Make):
+    """``comfy-gateway reload``: what changed, what waits for a start, why nothing did; exit codes 0, 1 and 3."""
+    front = make(behind="http://127.0.0.1:9", arguments=("--no-backend",), gpus=1).start()
+    wait_until(lambda: front.ask(front.ports[0], "/live").status == 200)
+    file, good = front.folder / "config.toml", front.config()
+
+    def typed() -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "gateway", "reload", "--url", f"http://127.0.0.1:{front.ports[0]}"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100)
+
+    file.write_text(good + "[limits]\nbody = 5000\n[jobs]\nkeep = 77\n", encoding="utf-8")
+    done = typed()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "changed, but only read at the start: [jobs] keep\nreloaded: [limits] body\n"
+    file.write_text(good + "[limits]\nbody = 5000\nbdy = 1\nheaders = 0\n", encoding="utf-8")
+    done = typed()
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "they stay as they are" in done.stderr
+    assert "[limits] bdy: unknown key" in done.stderr
+    assert "[limits] headers" in done.stderr
+    file.write_text(good + "[limits]\nbody = 5000\n", encoding="utf-8")
+    assert typed().stdout == "reloaded: the settings stay as they are\n"
+    assert front.ask(front.ports[1], "/prompt", method="POST", body=bytes(5001)).status == 413
+    assert front.stop() == 0
+    done = typed()
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)

@@ -37,6 +37,19 @@ def test_every_line_of_a_json_log_is_one_object():
     assert json.loads(backend_json('say "hi"'))["message"] == 'say "hi"'
 
 
+def test_a_backends_line_of_a_job_has_its_prompt_id():
+    """As a field, taken out of the message; a line that only looks like one is left as it is."""
+    told = json.loads(backend_json("1 | [lane 2 job my%20job%5D] Prompt executed"))
+    assert (told["message"], told["prompt_id"], told["lane"]) == ("1 | Prompt executed", "my job]", 2)
+    told = json.loads(backend_json("[job a1] [GPU 0] text"))
+    assert (told["message"], told["prompt_id"]) == ("[GPU 0] text", "a1")
+    assert "lane" not in told
+    for other in ("[job ] x", "say [job a1] x", "[lane x job a1] y"):
+        told = json.loads(backend_json(other))
+        assert told["message"] == other
+        assert "prompt_id" not in told
+
+
 def test_every_line_for_people_says_whose_it_is():
     """A trace's lines, too."""
     log, out = written(TextLines())
