@@ -27,7 +27,8 @@ NODES = Path(__file__).resolve().parent / "nodes"
 LANES = 4
 PROCESSES = int(os.environ.get("PROOF_PROCESSES", "2"))
 """GPUs where each has a process of its own, which is a whole ComfyUI."""
-FIRST_PORT, LAST_PORT = 25_000, 25_999
+FIRST_PORT, LAST_PORT = 18_000, 18_999
+"""Neither the system's for outgoing connections, nor those that the other tests take (``tests/conftest.py``)."""
 START_LIMIT = float(os.environ.get("COMFYUI_START_LIMIT", "180"))
 """Seconds a ComfyUI may take to answer; a loaded machine is slow, not broken."""
 
