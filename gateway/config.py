@@ -62,7 +62,7 @@ class Backend:
     url: Url = "http://127.0.0.1:8188"
     """Where the backend listens: http://HOST:PORT or unix:/PATH (nginx proxy_pass, without a path)."""
     mode: Mode = "single"
-    """single: one process for all GPUs; per-gpu: one each, on url's port and the next; auto: single, with advice."""
+    """single: one process for all GPUs; per-gpu: one each, on url's port and the next; auto: as measured."""
     lanes: Lanes = 0
     """GPUs behind it, in the order of the tables; 0: all, and with several backends as many as devices, else one."""
     start: Flag = True

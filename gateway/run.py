@@ -4,12 +4,14 @@ Must never know what the gateway does; ``app.py`` does.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
 
 from gateway.app import App
+from gateway.automatic import Automatic
 from gateway.config import Config
 from gateway.process import apply_to_process, backend_line, log_to_stderr, loop_factory, say
 from gateway.reload import Read
@@ -26,11 +28,15 @@ def run(config: Config, env: Mapping[str, str], warnings: Sequence[object], read
     for warning in warnings:
         log.warning("%s", warning)
     apply_to_process(config)
+    automatic = Automatic.of(config, env)
+    if automatic is not None:
+        log.info('mode = "auto": %s', automatic.choice.why)
+        config, read = automatic.settled(config), read and automatic.reading(read)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_main(config, env, read))
+        runner.run(_main(config, env, read, automatic))
 
 
-async def _main(config: Config, env: Mapping[str, str], read: Read | None) -> None:
+async def _main(config: Config, env: Mapping[str, str], read: Read | None, automatic: Automatic | None) -> None:
     app = App(config, env, say, backend_line(config.log.format), read)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -46,4 +52,19 @@ async def _main(config: Config, env: Mapping[str, str], read: Read | None) -> No
 
     loop.add_signal_handler(signal.SIGHUP, hung_up)
     loop.add_signal_handler(signal.SIGUSR1, app.leave)
-    await app.run()
+    if automatic is None:
+        await app.run()
+        return
+    supervisors = [upkeep.supervisor for upkeep in app.upkeeps if upkeep.supervisor is not None]
+
+    def pids() -> list[int]:
+        return [each.pid for each in supervisors if each.pid is not None]
+
+    app.fleet.choice = automatic.choice.why
+    measuring = loop.create_task(automatic.run(app.fleet.members, pids), name="automatic")
+    try:
+        await app.run()
+    finally:
+        measuring.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await measuring

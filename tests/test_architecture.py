@@ -50,6 +50,7 @@ RUNGS = [
     "gateway.reload",
     "gateway.banner",
     "gateway.opening",
+    "gateway.automatic",
     "gateway.systemd",
     "gateway.app",
     "gateway.run",

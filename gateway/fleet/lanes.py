@@ -27,6 +27,8 @@ class Fleet:
         self.up = False
         self.on_change: Callable[[Member], None] = _nothing
         """Called after a backend has come or gone, or its health has changed."""
+        self.choice = ""
+        """Why there are as many backends as there are, where that was chosen and not configured."""
         self.sticky = False
         """Whether a client's jobs stay with its home, because that alone has its files."""
         self._next = 0

@@ -96,6 +96,10 @@ class Member:
         """Whether it is passed over because looks at it fail, though it may be up."""
         self.advice = ""
         """How it would do better, where somebody wants to hear that; empty when it does well."""
+        self.demand: float | None = None
+        """Threads' worth of issuing that its lanes ask Python for, of late; ``None``: it does not say."""
+        self.calls = 0
+        """Model calls that its lanes have made, in all."""
         self.reason = "The backend is starting."
         self.retry_after = 5
         self.body = ""

@@ -64,6 +64,8 @@ class OwnRoutes:
         }
         if advice := " ".join(dict.fromkeys(member.advice for member in fleet.members if member.advice)):
             told["advice"] = advice
+        if fleet.choice:
+            told["mode"] = fleet.choice
         if len(fleet.members) > 1:
             told["backends"] = [_told_of(member) for member in fleet.members]
         if reason := " ".join(faults) if fleet.up else fleet.reason:

@@ -117,6 +117,7 @@ class Poller:
             if reply.status == 200 and (counts := read_counts(target, reply.body, self._member.gpus)) is not None:
                 self._target = target
                 self._heed(read_advice(reply.body))
+                self._member.demand, self._member.calls = read_issuing(reply.body)
                 return counts, read_faults(reply.body, len(counts))
         raise AskError("The backend shows no queues.")
 
@@ -169,6 +170,16 @@ def read_advice(body: bytes) -> str:
     found = json.loads(body).get("issuing")
     bound = isinstance(found, dict) and found.get("verdict") == "gil-bound"
     return str(found.get("advice", "")) if bound else ""
+
+
+def read_issuing(body: bytes) -> tuple[float | None, int]:
+    """How much of Python a backend's lanes ask for, and their model calls, out of an answer to ``COUNTS``."""
+    found = json.loads(body).get("issuing")
+    if not isinstance(found, dict):
+        return None, 0
+    demand, lanes = found.get("demand"), found.get("lanes")
+    calls = [lane.get("calls") for lane in lanes if isinstance(lane, dict)] if isinstance(lanes, list) else []
+    return demand if isinstance(demand, int | float) else None, sum(each for each in calls if isinstance(each, int))
 
 
 def _count(value: Any) -> int:

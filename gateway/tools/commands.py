@@ -32,7 +32,7 @@ def status(door: Door, *, as_json: bool, watch: float) -> int:
         else:
             head = f"{health['status']}  backend {health['backend']}  {time.strftime('%H:%M:%S')}"
             lines = [head, *table(status_rows(queues, running))]
-            lines += [said for said in (health.get("reason"), issuing(door)) if said]
+            lines += [said for said in (health.get("reason"), health.get("mode"), issuing(door)) if said]
             print("\x1b[2J\x1b[H" * bool(watch) + "\n".join(lines), flush=True)
         if not watch:
             return 0 if health["status"] == "healthy" else 1

@@ -61,7 +61,7 @@ class Product:
 
     def __post_init__(self) -> None:
         self.ports = pick_ports(self.gpus + 1)
-        self.backend_port = pick_run(self.gpus if self.mode == "per-gpu" else 1, self.ports)
+        self.backend_port = pick_run(1 if self.mode == "single" else self.gpus, self.ports)
         self.stdout = self.folder / "stdout"
         self.stderr = self.folder / "stderr"
         self._process: subprocess.Popen[bytes] | None = None

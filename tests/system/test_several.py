@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +29,34 @@ def saved(color: int, prefix: str = "same") -> Prompt:
         "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": color}},
         "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": prefix, "images": ["1", 0]}},
     }
+
+
+def test_auto_goes_by_what_the_last_run_measured(make: Make):
+    """One process for each GPU where one was too few, and who asks is told why; plain words in log and `status`."""
+    product = make(gpus=2, mode="auto", settings=GENEROUS)
+    note = product.folder / "data/jobs/issuing.json"
+    note.parent.mkdir(parents=True)
+    seen = {"mode": "single", "gpus": 2, "busy": 100, "bound": 75, "fine": 0, "memory": 0}
+    note.write_text(json.dumps(seen))
+    product.start().ready()
+    assert len(product.backend_pids()) == 2
+    why = product.ask(product.ports[0], "/health").json()["mode"]
+    assert why.startswith("one process for each GPU")
+    assert "75%" in why
+    assert f'mode = "auto": {why}' in product.log()
+    told = status(product)
+    assert why in told.stdout
+    assert product.stop() == 0
+    note.write_text(json.dumps({**seen, "mode": "per-gpu", "bound": 0, "fine": 90}))
+    product.start().ready()
+    assert len(product.backend_pids()) == 1
+    assert product.ask(product.ports[0], "/health").json()["mode"].startswith("one process for all GPUs")
+
+
+def status(product: Product) -> "subprocess.CompletedProcess[str]":
+    """What the command prints."""
+    command = [sys.executable, "-m", "gateway", "status", "--url", f"http://127.0.0.1:{product.ports[0]}"]
+    return subprocess.run(command, cwd=product.folder, capture_output=True, text=True, check=True, timeout=60)
 
 
 def names(product: Product, job: str) -> list[str]:
@@ -98,13 +128,18 @@ def test_previews_are_found_from_every_port(per_gpu: Product):
 
 
 def test_front_door_jobs_use_every_process(per_gpu: Product):
-    """Four at once from one client: each GPU gets one."""
+    """As many at once as all GPUs take, none of which ends: each GPU gets some, however fast it is thought to be."""
     front = per_gpu.ports[0]
     loads = [f'comfy_gateway_lane_load{{gpu="{gpu}"}}' for gpu in range(4)]
     wait_until(lambda: not any(map(per_gpu.metric, loads)), 60, "nothing is left of other tests")
-    answers = [per_gpu.post(front, "/prompt", {"prompt": sleeping(1.0, 500 + each)}).json() for each in range(4)]
-    assert {answer["gpu_id"] for answer in answers} == {0, 1, 2, 3}
-    all_succeed(per_gpu, {answer["prompt_id"]: answer["gpu_id"] for answer in answers})
+    prompts = [sleeping(600.0, 500 + each) for each in range(8)]
+    jobs = [per_gpu.post(front, "/prompt", {"prompt": each}).json()["prompt_id"] for each in prompts]
+    try:
+        wait_until(lambda: all(map(per_gpu.metric, loads)), 60, "every GPU has some")
+    finally:
+        for job in jobs:
+            per_gpu.post(front, "/interrupt", {"prompt_id": job})
+        wait_until(lambda: not any(map(per_gpu.metric, loads)), 60, "all have ended")
 
 
 def test_a_front_door_client_hears_its_jobs_on_every_process(per_gpu: Product):

@@ -179,6 +179,24 @@ async def test_a_backend_whose_lanes_wait_for_each_other_says_so_where_that_is_w
         assert member.advice == ""
 
 
+async def test_what_lanes_ask_of_python_is_kept_with_each_look():
+    """As the backend says it; one that says nothing of it has nothing measured."""
+    member = Member(1)
+    member.backend_up()
+    said = b'{"queues": [{"gpu_id": 0, "queued": 0, "running": 0}]%b}'
+    issuing = b', "issuing": {"demand": 0.75, "lanes": [{"calls": 3}, {"calls": 4}]}'
+    async with canned({COUNTS: ok(said % issuing)}) as server:
+        poller = a_poller(server, member)
+        await poller.step()
+        assert (member.demand, member.calls) == (0.75, 7)
+        server.answers[COUNTS] = ok(said % b', "issuing": {"demand": null, "lanes": null}')
+        await poller.step()
+        assert (member.demand, member.calls) == (None, 0)
+        server.answers[COUNTS] = ok(said % b"")
+        await poller.step()
+        assert (member.demand, member.calls) == (None, 0)
+
+
 async def test_looks_that_fail_put_a_backend_out_until_some_are_good():
     """As many bad ones in a row, as many good ones; it stays up all the time."""
     member = Member(1, out_after=2, back_after=2)
