@@ -101,6 +101,8 @@ class App:
         parts = (self.limiter, self.metrics, own.table(), self.desk, self.api, self.guard, self.tls)
         self.server = Server(config, self.fleet, *parts)
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
+        self.measuring: _Runs | None = None
+        """What watches the fleet for the next start."""
         self._say = say
         self._env = env
         self._leaving = False
@@ -180,6 +182,7 @@ class App:
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         parts: list[tuple[_Runs | None, str]] = [(upkeep.poller, "poller") for upkeep in self.upkeeps]
         parts += [(self.desk, "jobs"), (self.api, "api"), (self._keeper, "keeper"), (self.server.confluences, "joiner")]
+        parts.append((self.measuring, "measuring"))
         running = [tasks.create_task(part.run(), name=name) for part, name in parts if part is not None]
         running.append(tasks.create_task(self._watch_files(), name="watcher"))
         announcer = tasks.create_task(self._announce(), name="announce")

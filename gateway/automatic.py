@@ -111,6 +111,8 @@ class Automatic:
         self._folder = folder
         self.choice: Final = choice
         self.seen = Measured(choice.mode, gpus)
+        self._members: tuple[Member, ...] = ()
+        self._pids: Callable[[], Iterable[int]] = tuple
         self._calls = 0
         self._told = False
 
@@ -145,31 +147,33 @@ class Automatic:
 
         return settled
 
-    async def run(self, members: Iterable[Member], pids: Callable[[], Iterable[int]]) -> None:
-        """Measure until cancelled; ``pids``: the backends that run now."""
-        members = tuple(members)
+    def watch(self, members: Iterable[Member], pids: Callable[[], Iterable[int]]) -> None:
+        """Measure these; ``pids``: the backends that run now. Comes before ``run``."""
+        self._members, self._pids = tuple(members), pids
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
         saved = time.monotonic()
         try:
             while True:
                 await asyncio.sleep(LOOK)
-                self.look(members)
+                self.look()
                 if time.monotonic() - saved >= SAVE:
                     saved = time.monotonic()
-                    self.save(pids())
+                    self.save()
         finally:
-            self.save(pids())
+            self.save()
 
-    def look(self, members: Iterable[Member]) -> None:
+    def look(self) -> None:
         """One second has passed: count it if models have run meanwhile, and what it takes to tell is known."""
-        members = tuple(members)
-        calls, demand = sum(member.calls for member in members), demand_of(members)
+        calls, demand = sum(member.calls for member in self._members), demand_of(self._members)
         if calls != self._calls and demand is not None:
             self.seen = self.seen.after(demand)
         self._calls = calls
 
-    def save(self, pids: Iterable[int]) -> None:
+    def save(self) -> None:
         """Note what was measured, once it is enough; says in the log when the next start will choose otherwise."""
-        self.seen = replace(self.seen, memory=max([self.seen.memory, *map(most_memory, pids)]))
+        self.seen = replace(self.seen, memory=max([self.seen.memory, *map(most_memory, self._pids())]))
         if self.seen.busy < ENOUGH:
             return
         try:

@@ -4,7 +4,6 @@ Must never know what the gateway does; ``app.py`` does.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -52,19 +51,8 @@ async def _main(config: Config, env: Mapping[str, str], read: Read | None, autom
 
     loop.add_signal_handler(signal.SIGHUP, hung_up)
     loop.add_signal_handler(signal.SIGUSR1, app.leave)
-    if automatic is None:
-        await app.run()
-        return
-    supervisors = [upkeep.supervisor for upkeep in app.upkeeps if upkeep.supervisor is not None]
-
-    def pids() -> list[int]:
-        return [each.pid for each in supervisors if each.pid is not None]
-
-    app.fleet.choice = automatic.choice.why
-    measuring = loop.create_task(automatic.run(app.fleet.members, pids), name="automatic")
-    try:
-        await app.run()
-    finally:
-        measuring.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await measuring
+    if automatic is not None:
+        supervisors = [upkeep.supervisor for upkeep in app.upkeeps if upkeep.supervisor is not None]
+        automatic.watch(app.fleet.members, lambda: [each.pid for each in supervisors if each.pid is not None])
+        app.fleet.choice, app.measuring = automatic.choice.why, automatic
+    await app.run()

@@ -39,7 +39,7 @@ def config(folder: Path, first: int = 0) -> Config:
 def noted(folder: Path, seen: Measured) -> Path:
     one = Automatic(folder, automatic.Choice(seen.mode, ""), seen.gpus)
     one.seen = seen
-    one.save([])
+    one.save()
     return folder
 
 
@@ -84,9 +84,10 @@ def test_a_second_counts_when_models_ran_in_it(tmp_path: Path):
     """By the demand that was found then; without one, or without calls, nothing is counted."""
     one, member = Automatic(tmp_path, choose(None, 4, 0), 4), Member(4)
     member.backend_up()
+    one.watch([member], list)
     for calls, demand in [(0, 1.0), (5, 1.0), (5, 1.0), (9, 0.6), (12, 0.2), (15, None)]:
         member.calls, member.demand = calls, demand
-        one.look([member])
+        one.look()
     assert (one.seen.busy, one.seen.bound, one.seen.fine) == (3, 1, 1)
 
 
@@ -96,8 +97,8 @@ def test_the_next_start_goes_by_what_was_noted(tmp_path: Path, caplog: pytest.Lo
     one = Automatic(noted(tmp_path, LIGHT), choose(None, 4, 0), 4)
     one.seen = LIGHT
     caplog.clear()
-    one.save([os.getpid()])
-    one.save([os.getpid()])
+    one.save()
+    one.save()
     assert len([line for line in caplog.messages if "the next start will take one process for each GPU" in line]) == 1
     following = Automatic.of(config(tmp_path), {})
     assert following is not None
@@ -188,7 +189,8 @@ async def test_it_measures_until_it_is_cancelled_and_notes_it_then(tmp_path: Pat
         member.calls += 1
         return one.seen.busy >= ENOUGH
 
-    task = asyncio.get_running_loop().create_task(one.run([member], lambda: [os.getpid()]))
+    one.watch([member], lambda: [os.getpid()])
+    task = asyncio.get_running_loop().create_task(one.run())
     await until(busy)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
