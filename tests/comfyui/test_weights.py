@@ -85,3 +85,14 @@ def test_nothing_is_kept_that_nobody_uses(reports: dict[str, dict[str, Any]]) ->
     now = reports["strict"]["snapshot"]
     assert now["avoided"] > 0
     assert (now["files"], now["mapped"], now["anonymous"]) == (0, 0, 0)
+
+
+def test_tokenizers_are_read_once_and_stay_each_lanes_own(reports: dict[str, dict[str, Any]]) -> None:
+    """Four kinds: the same tokens as without, also by three at once; who adds words or truncates changes its own."""
+    without, shared = reports["off"]["tokenizers"], reports["strict"]["tokenizers"]
+    kinds = ("clip_l", "t5", "bert", "qwen")
+    assert (without["compiled"], shared["compiled"]) == (dict.fromkeys(kinds, 3), dict.fromkeys(kinds, 1))
+    right = without["tokens"]
+    for found in (without, shared):
+        assert (found["tokens"], found["at_once"], found["after"]) == (right, [right], [right] * 3)
+    assert without["changed"] == shared["changed"] != right

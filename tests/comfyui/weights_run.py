@@ -368,6 +368,78 @@ def shared_by_kind(files: Files) -> Results:
     return found
 
 
+TEXTS = ("a lighthouse at night", "(fog:1.3), embedding:tiny and more", "naïve café ☕ 灯台 " * 20, "")
+
+
+def tokenizers(files: Files) -> Results:
+    """Tokens of two lanes' text encoders: on threads at once, and before and after one lane changed its own."""
+    import torch  # noqa: PLC0415
+
+    embeddings = files.folder / "embeddings"
+    embeddings.mkdir(exist_ok=True)
+    torch.save({"clip_l": torch.ones(2, 768)}, embeddings / "tiny.pt")
+    one, two, three = (encoders(files, lane, str(embeddings)) for lane in (0, 1, 1))
+    at_once: list[str] = []
+
+    def again(mine: Results) -> None:
+        at_once.extend(worded(mine) for _ in range(20))
+
+    threads = [threading.Thread(target=again, args=(mine,)) for mine in (one, two, three)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    before = worded(one)
+    shared = {name: len({id(compiled(mine[name])) for mine in (one, two, three)}) for name in one}
+    for encoder in two.values():
+        encoder.tokenizer.add_tokens(["lighthouse"])
+        encoder.tokenizer("a b c", padding="max_length", max_length=50, truncation=True)
+    return {
+        "tokens": before, "at_once": sorted(set(at_once)), "compiled": shared, "changed": worded(two),
+        "after": [worded(one), worded(three), worded(encoders(files, 1, str(embeddings)))],
+    }
+
+
+def encoders(files: Files, lane: int, embeddings: str) -> Results:
+    """ComfyUI's tokenizers of four kinds, made as its loaders make them."""
+    import comfy.sd  # noqa: PLC0415
+    import comfy.text_encoders.hydit  # noqa: PLC0415
+    import comfy.text_encoders.qwen_image  # noqa: PLC0415
+    import comfy.text_encoders.sd3_clip  # noqa: PLC0415
+
+    from backend.context import in_lane  # noqa: PLC0415
+    from backend.overlay.weights.loading import loading  # noqa: PLC0415
+
+    text = comfy.text_encoders
+    with in_lane(lane), loading():
+        return {
+            "clip_l": comfy.sd.load_clip([files.clip()], [embeddings]).tokenizer.clip_l,
+            "t5": text.sd3_clip.T5XXLTokenizer(),
+            "bert": text.hydit.HyditBertTokenizer(),
+            "qwen": text.qwen_image.Qwen25_7BVLITokenizer(),
+        }
+
+
+def compiled(encoder: Any) -> Any:
+    """The compiled tokenizer that this text encoder asks."""
+    found = vars(encoder.tokenizer)["_tokenizer"]
+    own = vars(found).get("_own") if hasattr(found, "__dict__") else None
+    return found if own is None else own.current
+
+
+def worded(found: Results) -> str:
+    """A hash over all texts' tokens and weights, and the words they stand for."""
+    import torch  # noqa: PLC0415
+
+    told = [
+        [value.tolist() if isinstance(value, torch.Tensor) else value for value in token]
+        + [None if isinstance(token[0], torch.Tensor) else encoder.inv_vocab.get(token[0])]
+        for encoder in found.values() for text in TEXTS
+        for batch in encoder.tokenize_with_weights(text) for token in batch
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:20]
+
+
 def main() -> None:
     tiny, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     start()
@@ -397,7 +469,7 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    report: dict[str, Any] = {"results": results}
+    report: dict[str, Any] = {"results": results, "tokenizers": tokenizers(files)}
     if weights_patches.stores:
         store = weights_patches.stores[0]
         with torch.inference_mode():

@@ -20,7 +20,7 @@ from backend import share
 from backend.context import current_lane
 from backend.lanes import Lane
 from backend.overlay.patch import Patch, params, params_start
-from backend.overlay.patches import weights_loaders
+from backend.overlay.patches import tokenizers, weights_loaders
 from backend.overlay.patches.memory import only_present
 from backend.overlay.serialize import packs_used
 from backend.overlay.weights import hooks, modules, pages, witness
@@ -29,6 +29,7 @@ from backend.overlay.weights.guard import Guard
 from backend.overlay.weights.loading import current
 from backend.overlay.weights.report import Report
 from backend.overlay.weights.store import Store
+from backend.overlay.weights.vocabulary import Vocabularies
 
 log = logging.getLogger("backend.overlay")
 
@@ -50,8 +51,10 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
         return []
     guard = Guard(store, lambda lane: lanes[lane].weights.forget())
     found = [*_files(store), *weights_loaders.patches(), *module_patches(store), *_patchers(store), _jobs(guard)]
+    # Not part of it: no weights hang on whether tokenizers are shared, too.
+    beside = tokenizers.patches(Vocabularies())
     if importlib.util.find_spec("comfy") is None:
-        return found  # nothing to look at: the list is asked for its names
+        return [*found, *beside]  # nothing to look at: the list is asked for its names
     misfits = [misfit for patch in found if (misfit := patch.check()) is not None]
     if misfits:
         log.warning("weights: each GPU's lane loads its own copy, because %s", misfits[0])
@@ -60,7 +63,7 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
         return []
     stores[:] = [store]
     _say(store)
-    return found
+    return [*found, *beside]
 
 
 def _store(mode: str) -> Store:

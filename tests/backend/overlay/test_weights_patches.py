@@ -61,6 +61,11 @@ def load_controlnet_state_dict(state_dict, model=None, model_options={}):
 ''',
     "comfy.clip_vision": "def load(ckpt_path): pass",
     "comfy.diffusers_load": "def load_diffusers(model_path, output_vae=True): pass",
+    "comfy.sd1_clip": '''
+class SDTokenizer:
+    def __init__(self, tokenizer_path=None, tokenizer_class=None, tokenizer_args={}):
+        self.tokenizer = tokenizer_class.from_pretrained(tokenizer_path, **tokenizer_args)
+''',
     "comfy.taesd": "",
     "comfy.taesd.taesd": "class TAESD:\n    def __init__(self, encoder_path=None): pass",
     "comfy.model_management": '''
@@ -102,15 +107,18 @@ async def init_builtin_extra_nodes():
 
 
 @pytest.fixture
-def comfy(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def comfy(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Modules with every name the store hangs on."""
     found: dict[str, Any] = {}
+    folder = tmp_path_factory.mktemp("comfy")
     for name, source in SOURCES.items():
         module = types.ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         module.__dict__["reading"] = reading
         monkeypatch.setitem(sys.modules, name, module)
-        exec(compile(source, name, "exec"), module.__dict__)
+        file = folder / f"{name}.py"
+        file.write_text(source)  # some names are known by their source
+        exec(compile(source, file, "exec"), module.__dict__)
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(found[parent], child, module)
