@@ -101,16 +101,13 @@ class App:
         parts = (self.limiter, self.metrics, own.table(), self.desk, self.api, self.guard, self.tls)
         self.server = Server(config, self.fleet, *parts)
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
-        self.measuring: _Runs | None = None
-        """What watches the fleet for the next start."""
+        self.measuring: _Runs | None = None  # for the next start
         self._say = say
         self._env = env
         self._leaving = False
         self._inherited = False
         """Whether a backend is at work already: clients are let in once it is known what it has to do."""
-        self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._ready = asyncio.Event()
+        self._stop, self._hurry, self._ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
         # Backends that we start and that have not been up yet.
         self._awaited = {upkeep.member.index for upkeep in self.upkeeps if upkeep.supervisor is not None}
         self._failure = ""
@@ -182,7 +179,7 @@ class App:
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         parts: list[tuple[_Runs | None, str]] = [(upkeep.poller, "poller") for upkeep in self.upkeeps]
         parts += [(self.desk, "jobs"), (self.api, "api"), (self._keeper, "keeper"), (self.server.confluences, "joiner")]
-        parts.append((self.measuring, "measuring"))
+        parts += [(self.measuring, "measuring")]
         running = [tasks.create_task(part.run(), name=name) for part, name in parts if part is not None]
         running.append(tasks.create_task(self._watch_files(), name="watcher"))
         announcer = tasks.create_task(self._announce(), name="announce")
