@@ -181,3 +181,37 @@ def test_device_fault_replaces_the_process(supervised: Site) -> None:
     for each in supervised.lanes:
         entry = each.finished(each.submit(workflows.sleeping(0.01, tag="after")))
         assert outcome(entry) == "success", why(entry)
+
+
+@pytest.fixture
+def apart(comfy: Comfy, tiny_models: Path, tmp_path: Path) -> Iterator[Site]:
+    """The same with a process for each of two GPUs."""
+    folders = Folders(tmp_path).make()
+    started_with = arguments(comfy, folders, tiny_models)
+    site = start_supervised_site(comfy, folders, started_with, lanes=2, mode="per-gpu")
+    yield site
+    stop_site(site)
+
+
+def test_device_fault_of_one_process_leaves_the_others_at_work(apart: Site) -> None:
+    """With one process for each GPU a CUDA fault ends its own alone: what another one runs goes on to its end."""
+    well, broken = apart.lanes
+    before = set(apart.processes[0].children())
+    held = well.submit(workflows.sleeping(600, steps=10_000, tag="held"))
+    deadline = time.monotonic() + 60
+    while well.running() != [held]:
+        assert time.monotonic() < deadline, "the job does not start"
+        time.sleep(0.1)
+    lost = broken.submit({"1": workflows.node("ProofRaise", kind="device_fault")})
+    deadline = time.monotonic() + 180
+    while not outcome_of(broken, lost) or len(set(apart.processes[0].children()) - before) != 1:
+        assert time.monotonic() < deadline, "the broken process was not replaced"
+        time.sleep(0.2)
+    assert outcome_of(broken, lost) == "error"
+    apart.processes[0].wait_for(f"http://{broken.host}/system_stats")
+    entry = broken.finished(broken.submit(workflows.sleeping(0.01, tag="after")))
+    assert outcome(entry) == "success", why(entry)
+    assert well.running() == [held]
+    assert len(before & set(apart.processes[0].children())) == 1
+    well.interrupt(held)
+    assert outcome(well.finished(held)) == "interrupted"

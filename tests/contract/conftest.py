@@ -1,5 +1,9 @@
-"""The bodies that the contract is held against: the embedded engine, and a ComfyUI where ``COMFYUI_DIR`` names one."""
+"""The bodies that the contract is held against: the embedded engine, and a ComfyUI where ``COMFYUI_DIR`` names one.
 
+Each of them once as one process with four lanes, and once as four processes behind a gateway.
+"""
+
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -45,9 +49,8 @@ def _embedded(folder: Path, ends: ExitStack) -> Body:
     return Body("embedded", process.url, folder / "data", "tiny.safetensors")
 
 
-def _comfyui(folder: Path, ends: ExitStack) -> Body:
-    import prometheus_client  # noqa: PLC0415 (only its place matters)
-
+def _checkout(folder: Path) -> tuple[Path, str, list[str]]:
+    """The ComfyUI that is named, its interpreter, and the arguments that keep what it writes in ``folder``."""
     checkout = Path(os.environ["COMFYUI_DIR"]).resolve()
     own = [checkout / ".venv/bin/python", checkout / "venv/bin/python"]
     python = os.environ.get("COMFYUI_PYTHON") or next((str(each) for each in own if each.exists()), sys.executable)
@@ -58,6 +61,13 @@ def _comfyui(folder: Path, ends: ExitStack) -> Body:
         (folder / kind).mkdir()
         where = folder if kind == "temp" else folder / kind  # ComfyUI adds "temp" itself
         arguments += [f"--{kind}-directory", str(where)]
+    return checkout, python, arguments
+
+
+def _comfyui(folder: Path, ends: ExitStack) -> Body:
+    import prometheus_client  # noqa: PLC0415 (only its place matters)
+
+    checkout, python, arguments = _checkout(folder)
     command = [python, str(ROOT / "backend/bootstrap.py"), "--comfyui", str(checkout), "--port", "0"]
     command += ["--gpus", str(GPUS), "--cpu", "--", *arguments]
     lib = str(Path(prometheus_client.__file__).parents[1])
@@ -68,16 +78,33 @@ def _comfyui(folder: Path, ends: ExitStack) -> Body:
     return Body("comfyui", process.url, folder, None)
 
 
-BODIES: dict[str, Callable[[Path, ExitStack], Body]] = {"embedded": _embedded, "per-gpu": _per_gpu, "comfyui": _comfyui}
+def _comfyui_per_gpu(folder: Path, ends: ExitStack) -> Body:
+    checkout, python, arguments = _checkout(folder)
+    cache = {"PYTHONPYCACHEPREFIX": str(folder / "pycache")}
+    product = Product(folder, gpus=GPUS, mode="per-gpu", whole=True, env=cache)
+    settings = {"url": product.url, "mode": "per-gpu", "comfyui": str(checkout), "python": python, "args": arguments,
+                "devices": ["cpu"] * GPUS}  # fmt: skip
+    # What JSON says of strings and lists of them, TOML understands.
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    product.settings = "\n".join(["[backend]", *lines, GENEROUS])
+    ends.callback(product.end)
+    product.start().ready(400)
+    return Body("comfyui-per-gpu", f"http://127.0.0.1:{product.ports[0]}", folder, None, behind=True)
+
+
+BODIES: dict[str, Callable[[Path, ExitStack], Body]] = {
+    "embedded": _embedded, "per-gpu": _per_gpu, "comfyui": _comfyui, "comfyui-per-gpu": _comfyui_per_gpu,
+}  # fmt: skip
+REAL = ("comfyui", "comfyui-per-gpu")
 
 
 @pytest.fixture(
     scope="session",
-    params=["embedded", "per-gpu", pytest.param("comfyui", marks=pytest.mark.comfyui)],
+    params=["embedded", "per-gpu", *(pytest.param(name, marks=pytest.mark.comfyui) for name in REAL)],
 )
 def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Body]:
     """A running backend with four lanes."""
-    if request.param == "comfyui" and not os.environ.get("COMFYUI_DIR"):
+    if request.param in REAL and not os.environ.get("COMFYUI_DIR"):
         pytest.skip(NO_COMFYUI)
     with ExitStack() as ends:
         yield BODIES[request.param](tmp_path_factory.mktemp(request.param), ends)
