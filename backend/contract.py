@@ -4,6 +4,7 @@ Pure. Both bodies import it; the gateway keeps its own copy of what it needs and
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -45,9 +46,16 @@ def parse_gpu(values: list[str], gpus: int) -> int | None:
     return gpu
 
 
-def queue_line(gpu: int, running: int, waiting: int, fault: Fault | None) -> dict[str, object]:
-    """A lane's entry in ``GET /debug/queues``; ``faulted``, if there, says why it takes no jobs."""
+def queue_line(
+    gpu: int, running: int, waiting: int, fault: Fault | None, models: Sequence[str] | None = None
+) -> dict[str, object]:
+    """A lane's entry in ``GET /debug/queues``.
+
+    ``faulted``, if there, says why it takes no jobs; ``models``, if there, which model files it has built models of.
+    """
     line: dict[str, object] = {"gpu_id": gpu, "queued": waiting, "running": running}
+    if models is not None:
+        line["models"] = sorted(models)
     return line if fault is None else {**line, "faulted": fault.reason}
 
 

@@ -48,6 +48,8 @@ class Holdings:
         self.read: Callable[[], Weights] = Weights
         self.models: Callable[[], Sequence[object]] = tuple
         """The models the lane has loaded now, as the body knows them."""
+        self.names: Callable[[], Sequence[str] | None] = lambda: None
+        """Files of the models that the lane has built, by the names that workflows use; ``None``: cannot be told."""
         self.forget: Callable[[], None] = lambda: None
         """Lets the lane drop its models and kept outputs before its next job."""
         self.kept: list[object] = []

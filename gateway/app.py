@@ -104,9 +104,8 @@ class App:
         self.measuring: _Runs | None = None  # for the next start
         self._say = say
         self._env = env
-        self._leaving = False
-        self._inherited = False
-        """Whether a backend is at work already: clients are let in once it is known what it has to do."""
+        self._leaving = self._inherited = False
+        """``_inherited``: a backend is at work already: clients are let in once it is known what it has to do."""
         self._stop, self._hurry, self._ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
         # Backends that we start and that have not been up yet.
         self._awaited = {upkeep.member.index for upkeep in self.upkeeps if upkeep.supervisor is not None}
@@ -115,7 +114,8 @@ class App:
         self.metrics.watch_fleet(self.fleet)
         self.metrics.watch_pools(self.server.pools)
         self.metrics.watch_limiter(self._limiter_keys)
-        self.parts: list[Part] = [self.server.apply, self.limiter.apply, self.guard.apply, apply_to_process]
+        self.parts: list[Part] = [self.fleet.apply, self.server.apply, self.limiter.apply, self.guard.apply]
+        self.parts.append(apply_to_process)
         """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
         if self.desk is not None and self.api is not None:
             self.metrics.watch_jobs(self.desk)

@@ -144,7 +144,8 @@ class JobRoutes:
         queues = []
         for lane in self._engine.lanes:
             running, waiting = self._jobs.view(lane.index)
-            queues.append(queue_line(lane.index, len(running), len(waiting), lane.stats.broken))
+            held = lane.weights.names()
+            queues.append(queue_line(lane.index, len(running), len(waiting), lane.stats.broken, held))
         return web.json_response({"queues": queues, "issuing": describe(self._engine.lanes)})
 
     async def post_queue(self, request: web.Request) -> web.Response:

@@ -112,6 +112,7 @@ def _worker(
 ) -> Worker:
     models = ModelStore(files, torch.device(lane.device), lane.stats)
     lane.weights.read = models.weights
+    lane.weights.names = models.names
     return Worker(lane, jobs, models, lambda: Executor(lane, known, files, models), hub, on_fault)
 
 

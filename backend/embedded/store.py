@@ -45,6 +45,10 @@ class ModelStore:
             host_own=size if host else 0, device=0 if host else size, loads=self._loads, evictions=self._evictions
         )
 
+    def names(self) -> list[str]:
+        """Checkpoints that are loaded; from any thread."""
+        return list(self._loaded)
+
     def unload(self) -> None:
         """Give this lane's memory back; other lanes keep theirs."""
         for _ in self._loaded:

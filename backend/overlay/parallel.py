@@ -167,14 +167,17 @@ async def _until_stopped(state: State, start_all: Any, line: Ready, options: Opt
 async def _announce(state: State, line: Ready, options: Options) -> None:
     for event in (*state.warm.values(), state.listening):
         await asyncio.to_thread(event.wait)
+    # Each lane's worker collects every few seconds, and all lanes stand still meanwhile: what is here at the start is
+    # here to stay, and need not be looked through each time. Executors are not: what is frozen is never collected, and
+    # ComfyUI's caches refer to themselves, so that models and pictures in them would outlive every /free.
+    gc.collect()
+    gc.freeze()
+    for queue in state.queues.lanes:
+        queue.renew()
     if options.warmup is not None:
         await warmup.run(line.url, options.warmup, len(state.lanes))
     if options.warmup_models:
         await warmup.load(line.url, options.warmup_models, len(state.lanes))
-    # Each lane's worker collects every few seconds, and all lanes stand still meanwhile: what is here at the start is
-    # here to stay, and need not be looked through each time.
-    gc.collect()
-    gc.freeze()
     ready.say(line)
 
 

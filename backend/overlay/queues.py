@@ -102,7 +102,8 @@ class LaneQueue(_PromptQueue):
         """ComfyUI's ``get``; the worker's context belongs to the job from here until it asks again."""
         work_on(None)
         with self.mutex:
-            if not self.queue and not self.rebuild:
+            # What was asked of the worker while it was not waiting yet, such as to free memory, wakes nobody any more.
+            if not (self.queue or self.rebuild or self.get_flags(reset=False)):
                 self.not_empty.wait(timeout)
             if self.rebuild:
                 self.rebuild = False

@@ -162,7 +162,9 @@ def install(state: State, server: Any) -> None:
     @server.routes.get("/debug/queues")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _debug_queues(request: web.Request) -> web.Response:
         return web.json_response({"queues": [
-            queue_line(lane.index, entry["running_count"], entry["pending_count"], lane.stats.broken)
+            queue_line(
+                lane.index, entry["running_count"], entry["pending_count"], lane.stats.broken, lane.weights.names()
+            )
             for lane, entry in zip(state.lanes, queue_all(state)["queues"], strict=True)
         ], "issuing": describe(state.lanes)})
 

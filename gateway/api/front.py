@@ -127,7 +127,7 @@ class Api:
 
     def _over(self, job: str) -> None:
         """The backend says that a job is over: see at once how it ended, if anybody or anything waits for that."""
-        if self.watch.waited(job) or self._schedule.tight:
+        if self.watch.waited(job) or self._schedule.has(job):
             self._desk.tracker.look_soon()
 
     def _waits(self, job: str) -> None:

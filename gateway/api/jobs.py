@@ -17,12 +17,13 @@ from gateway.api.watch import Watch
 from gateway.errors import JOB_FAILED, NOT_ACCEPTABLE, NOT_FOUND, GatewayError
 from gateway.jobs.desk import Desk
 from gateway.jobs.record import Record, State
+from gateway.jobs.schedule import UNNAMED
 from gateway.wire.answer import Answer, Fetch, Made, json_answer
 
 More = Callable[[Record], Mapping[str, Any]]
 """What others know of a job that has not ended: progress, place in the queue, when it will be done."""
 
-CLIENT_ID: Final = "api"
+CLIENT_ID: Final = UNNAMED
 """Whose events those of a job are for which nobody named one; ComfyUI tells nothing of jobs that have none."""
 _NO_STORE: Final = (b"Cache-Control", b"no-store")
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)

@@ -6,10 +6,11 @@ backend is up. Must never know HTTP or processes.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from gateway.config import Config
 from gateway.errors import BACKEND_UNAVAILABLE, GatewayError
 from gateway.fleet.member import RETRY_AFTER, Lane, Member, Reservation
 from gateway.fleet.sessions import home
-from gateway.layout import Place, together
+from gateway.layout import Place, layout, together
 
 
 class Fleet:
@@ -139,6 +140,12 @@ class Fleet:
 
     def _soonest(self) -> Member:
         return min(self.members, key=lambda member: member.retry_after)
+
+    def apply(self, config: Config) -> None:
+        """Go by other weights and drains of the same backends from now on."""
+        for place in layout(config):
+            member = self.members[place.index]
+            member.weight, member.drain = place.backend.weight, place.backend.drain
 
     def _changed(self, member: Member) -> None:
         self.up = any(each.up for each in self.members)

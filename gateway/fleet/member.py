@@ -27,6 +27,8 @@ class Lane:
     """Accepted after the newest look began: only the next one is sure to see them."""
     fault: str = ""
     """Why the backend takes no jobs for it, as the last look said; empty while it takes them."""
+    models: tuple[str, ...] | None = None
+    """Model files that it has built models of, as the last look said; ``None``: nobody tells. New with each look."""
 
     @property
     def load(self) -> int:
@@ -187,11 +189,18 @@ class Member:
             lane.since = 0
         return self._generation
 
-    def look_ends(self, mark: int, counts: Sequence[tuple[int, int]], faults: Sequence[str] = ()) -> None:
+    def look_ends(
+        self,
+        mark: int,
+        counts: Sequence[tuple[int, int]],
+        faults: Sequence[str] = (),
+        models: Sequence[tuple[str, ...] | None] = (),
+    ) -> None:
         """Take a look's ``(running, pending)`` of each lane there is; one from under an earlier backend is dropped.
 
-        ``faults`` says for each lane why it takes no jobs, if it takes none; empty: this look does not tell. Looks come
-        one at a time. A failed look is simply not taken: what it should have seen stays counted.
+        ``faults`` says for each lane why it takes no jobs, if it takes none, and ``models`` what it holds; empty: this
+        look does not tell. Looks come one at a time. A failed look is simply not taken: what it should have seen stays
+        counted.
         """
         if mark != self._generation:
             return
@@ -200,6 +209,8 @@ class Member:
             lane.running, lane.pending, lane.before = running, pending, 0
         for lane, fault in zip(self._lanes, faults, strict=False):
             lane.fault = fault
+        for lane, held in zip(self._lanes, models, strict=False):
+            lane.models = held
 
     def passed(self) -> None:
         """A look went well."""

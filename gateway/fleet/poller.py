@@ -99,18 +99,18 @@ class Poller:
             self._member.backend_up(body, devices, boot=f"met-{uuid.uuid4()}", booted=time.time())
         mark = self._member.look_begins()
         try:
-            counts, faults = await self._counts()
+            found = await self._counts()
         except AskError as error:
             self._member.failed()
             if self._judges and error.refused:
                 self._member.backend_down(str(error), retry_after=5)
             log.debug("no look at the queues: %s", error)
             return
-        self._member.look_ends(mark, counts, faults)
+        self._member.look_ends(mark, *found)
         self._member.passed()
 
-    async def _counts(self) -> tuple[list[tuple[int, int]], list[str]]:
-        """``(running, pending)`` of each lane and why it takes no jobs, by the cheapest route there is."""
+    async def _counts(self) -> tuple[list[tuple[int, int]], list[str], list[tuple[str, ...] | None]]:
+        """``(running, pending)`` of each lane, why it takes no jobs, and what it holds, by the cheapest route."""
         order = [COUNTS, QUEUES, PLAIN]
         for target in order[order.index(self._target) :]:
             reply = await self._ask(target)
@@ -118,7 +118,7 @@ class Poller:
                 self._target = target
                 self._heed(read_advice(reply.body))
                 self._member.demand, self._member.calls = read_issuing(reply.body)
-                return counts, read_faults(reply.body, len(counts))
+                return counts, read_faults(reply.body, len(counts)), read_models(reply.body, len(counts))
         raise AskError("The backend shows no queues.")
 
 
@@ -165,6 +165,13 @@ def read_faults(body: bytes, lanes: int) -> list[str]:
     return [told.get(gpu, "") for gpu in range(lanes)]
 
 
+def read_models(body: bytes, lanes: int) -> list[tuple[str, ...] | None]:
+    """The model files that each of so many lanes has built models of, out of an answer to ``COUNTS``, if it tells."""
+    found = json.loads(body).get("queues", ())
+    told = {queue["gpu_id"]: tuple(map(str, queue["models"])) for queue in found if _is_list(queue.get("models"))}
+    return [told.get(gpu) for gpu in range(lanes)]
+
+
 def read_advice(body: bytes) -> str:
     """What a backend says of itself in an answer to ``COUNTS``, when its lanes wait for Python's lock; else nothing."""
     found = json.loads(body).get("issuing")
@@ -180,6 +187,10 @@ def read_issuing(body: bytes) -> tuple[float | None, int]:
     demand, lanes = found.get("demand"), found.get("lanes")
     calls = [lane.get("calls") for lane in lanes if isinstance(lane, dict)] if isinstance(lanes, list) else []
     return demand if isinstance(demand, int | float) else None, sum(each for each in calls if isinstance(each, int))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def _count(value: Any) -> int:

@@ -101,8 +101,9 @@ class Desk:
             member.on_ready = recovery.backend_came
 
     def apply(self, config: Config) -> None:
-        """Go by a new patience with the backend; what ``[jobs]`` says is read at the start alone."""
+        """Go by a new patience with the backends and new rules of the line; ``[jobs]`` is read at the start alone."""
         self.submissions.patience = config.timeouts.read
+        self.schedule.apply(config, self.journal.unfinished())
         for peer in self.peers:
             peer.patience = config.timeouts.read
 

@@ -13,20 +13,21 @@ from gateway.config import Config
 from gateway.fleet.lanes import Fleet
 from gateway.fleet.member import Member
 from gateway.jobs.foretold import Foretold
+from gateway.jobs.places import Places
 from gateway.jobs.record import Record, State
+from gateway.jobs.standing import standing
 from gateway.schedule.lanes import Lane
-from gateway.schedule.lanes import State as LaneState
 from gateway.schedule.line import Waiting
 from gateway.schedule.scheduler import Scheduler
 from gateway.schedule.settings import pinned, read_pins
-from gateway.schedule.terms import Choice, Place
+from gateway.schedule.terms import Choice
 from gateway.schedule.workflow import Workflow
 
 FRONT: Final = "front"
+UNNAMED: Final = "api"
+"""The client id of API jobs that name none; many clients share it."""
 _FORETOLD: Final = 50
 """Waiting jobs up to which a new one's end is foretold, to see afterwards how wrong that was."""
-_PLAN_SHARE: Final = 20
-"""A plan of the whole line holds for so many times as long as it took to make, and half a second at least."""
 
 
 class Schedule:
@@ -57,7 +58,20 @@ class Schedule:
         lanes = [Lane(gpu, fleet.member(gpu).weight) for gpu in range(config.gpus)]
         self.scheduler = Scheduler(lanes, settings.rules())
         self._boots: dict[int, str] = {}
-        self._plan: tuple[float, dict[str, Place]] = (-math.inf, {})
+        self._heard: dict[int, object] = {}
+        self._places = Places(self.scheduler, clock)
+
+    def apply(self, config: Config, records: Iterable[Record]) -> None:
+        """Go by other rules, pins and weights from now on, for those of ``records`` that wait, too."""
+        self._pins = read_pins(config.schedule.pins, config.gpus)
+        self.scheduler.apply(config.schedule.rules())
+        for lane in self.scheduler.lanes.values():
+            lane.weight = self._fleet.member(lane.index).weight
+        for record in records:
+            if (waiting := self.scheduler.line.get(record.id)) is not None:
+                waiting.pins = self._pins_of(record, waiting.workflow)
+        self._places.forget()
+        self.on_change()
 
     # Told
 
@@ -75,6 +89,8 @@ class Schedule:
                 if self.scheduler.lane_of(record.id) != record.gpu:
                     self.scheduler.take_back(record.id)
                     self.scheduler.placed(self.waiting(record), record.gpu, now)
+                if record.attempts:
+                    self.scheduler.numbered(record.id, record.place)
                 if record.state is State.RUNNING:
                     self.scheduler.started(record.id, now)
 
@@ -114,7 +130,8 @@ class Schedule:
         """Send what is to go somewhere now; the lane of ``job``, if it is among that, for its own way there."""
         for gpu in self.scheduler.lanes:
             self._meet(gpu)
-            self.scheduler.lane_state(gpu, self._state_of(gpu))
+            self._hear(gpu)
+            self.scheduler.lane_state(gpu, standing(self._fleet.member(gpu), gpu, self.held))
         found: int | None = None
         while (choice := self.scheduler.next(self.clock())) is not None:
             if choice.job == job:
@@ -150,18 +167,14 @@ class Schedule:
         return self.enabled and not record.ended and record.gpu is None and record.port == FRONT
 
     def share_of(self, record: Record) -> str:
-        """Whose GPU seconds the job's are: its key's, else its client's."""
-        return record.owner or record.client_id or record.client
+        """Whose GPU seconds the job's are: its key's, else its client's; who chose no client id goes by address."""
+        return record.owner or ("" if record.client_id == UNNAMED else record.client_id) or record.client
 
     def waiting(self, record: Record) -> Waiting:
         """The job as the scheduler sees it."""
         workflow = Workflow(record.kind or "unknown", frozenset(record.models))
         # Who waited before a restart has not waited less.
         since = self.clock() - max(0.0, self._wall() - (record.times[0][1] if record.times else 0.0))
-        near = self._fleet.near(record.client)
-        pins = pinned(self._pins, workflow)
-        if near is not None:
-            pins = frozenset(near) if pins is None else (pins & frozenset(near) or pins)
         return Waiting(
             record.id,
             self.share_of(record),
@@ -170,20 +183,17 @@ class Schedule:
             since,
             record.priority,
             float(record.seq) if record.number is None else record.number,
-            pins,
+            self._pins_of(record, workflow),
         )
 
     def position(self, job: str) -> int | None:
-        """The job's place in the line, from 1; ``None`` when it does not wait there."""
-        place = self._place(job)
-        return None if place is None else place.position
+        """The job's place in the line, or in the queue of the GPU that has it, from 1; ``None``: it does not wait."""
+        place = self._places.of(job)
+        return None if place is None else place.position or None
 
     def eta(self, job: str, *, fresh: bool = False) -> float | None:
         """Seconds until the job is expected to end; ``None`` when nobody can say. ``fresh``: as of this moment."""
-        now = self.clock()
-        if (left := self.scheduler.left(job, now)) is not None:
-            return left
-        place = self._place(job, fresh=fresh)
+        place = self._places.of(job, fresh=fresh)
         return None if place is None or math.isinf(place.finish) else place.finish
 
     def line(self) -> list[str]:
@@ -221,7 +231,7 @@ class Schedule:
     @paused.setter
     def paused(self, paused: bool) -> None:
         self.scheduler.paused = paused
-        self._plan = (-math.inf, {})
+        self._places.forget()
         self.on_change()
 
     # For metrics
@@ -231,25 +241,18 @@ class Schedule:
         """Jobs in the line."""
         return len(self.scheduler.line)
 
-    @property
-    def tight(self) -> bool:
-        """Whether it matters at once that a job ends: others wait, or would have to."""
-        lanes = self.scheduler.lanes.values()
-        depth = self.scheduler.rules.depth
-        return self.enabled and (self.waiting_count > 0 or any(lane.load >= depth for lane in lanes))
+    def has(self, job: str) -> bool:
+        """Whether it matters at once that this job ends: it makes room on its lane."""
+        return self.enabled and self.scheduler.lane_of(job) is not None
 
     # Within
 
-    def _place(self, job: str, *, fresh: bool = False) -> Place | None:
-        if self.scheduler.line.get(job) is None:
-            return None
-        until, places = self._plan
-        if fresh or self.clock() >= until or job not in places:
-            began = self.clock()
-            places = {place.job: place for place in self.scheduler.plan(began)}
-            took = self.clock() - began
-            self._plan = (began + took + max(0.5, _PLAN_SHARE * took), places)
-        return places.get(job)
+    def _pins_of(self, record: Record, workflow: Workflow) -> frozenset[int] | None:
+        near = self._fleet.near(record.client)
+        pins = pinned(self._pins, workflow)
+        if near is None:
+            return pins
+        return frozenset(near) if pins is None else (pins & frozenset(near) or pins)
 
     def _ended(self, record: Record, now: float) -> None:
         scheduler = self.scheduler
@@ -277,14 +280,14 @@ class Schedule:
             self._boots[gpu] = boot
             self.scheduler.lane_lost(gpu)
 
-    def _state_of(self, gpu: int) -> LaneState:
+    def _hear(self, gpu: int) -> None:
+        """What the backend says of a lane's models holds from then on, once for each time that it says so."""
         member = self._fleet.member(gpu)
-        if not member.up or member.out or gpu >= member.first + member.width:
-            return LaneState.DOWN
-        if member.fault(gpu):
-            return LaneState.FAULTED
-        drains = member.drain or gpu in member.drained or member in self.held
-        return LaneState.DRAINING if drains else LaneState.READY
+        told = member.lane(gpu - member.first).models
+        if told is not self._heard.get(gpu):
+            self._heard[gpu] = told
+            if told is not None:
+                self.scheduler.lanes[gpu].tell(told)
 
 
 def _nothing() -> None:

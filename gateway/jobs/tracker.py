@@ -60,7 +60,10 @@ class Tracker:
                     log.debug("no look at the jobs: %s", error)
                 except Exception:
                     log.exception("a look at the jobs failed")
-            await self._rest(peer, max(self._pace, _SHARE * (loop.time() - began)))
+            took = loop.time() - began
+            # However often one is wished for: no more than half of the time goes into looking.
+            await asyncio.sleep(took)
+            await self._rest(peer, max(self._pace, _SHARE * took))
 
     async def look(self) -> None:
         """See what became of the jobs that the backends which are there have; raises ``AskError``."""

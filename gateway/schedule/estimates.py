@@ -29,6 +29,8 @@ _SHORTEST: Final = 1.0
 """Seconds: no load is thought shorter, or it would be thought to cost nothing."""
 _LONGEST: Final = 4.0
 """So many times longer than believed one load can show itself: the rest was the job."""
+_TELLING: Final = 1.0
+"""Seconds from which on a job says how fast its lane is: shorter ones say how busy the machine was."""
 _FACTORS: Final = (0.05, 20.0)
 """Bounds of how far a lane may be from what its weight says."""
 
@@ -100,7 +102,7 @@ class Estimates:
             self._learn_load(workflow, lane, weight, seconds, missing)
             return
         work = seconds * weight
-        if (known := self._window("warm", kind)) is not None and work > 0:
+        if (known := self._window("warm", kind)) is not None and seconds >= _TELLING:
             low, high = _FACTORS
             factor = known.median / work
             self._add(min(max(factor, low), high), "factor", lane)

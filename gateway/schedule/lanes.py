@@ -4,6 +4,7 @@ Pure. Owns the reservations: a job is on its lane from the moment it is chosen u
 Must never choose.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Placed:
     started: float | None = None
     charged: float = 0.0
     """GPU seconds that its client has been charged with."""
+    number: float = math.inf
+    """ComfyUI's, by which the lane's queue is sorted; infinite until the backend has given one."""
 
     def left(self, now: float) -> float:
         """Seconds until it ends, when nothing is before it."""
@@ -62,13 +65,15 @@ class Lane:
     """How fast it is said to be; 1: as the others."""
     state: State = State.READY
     jobs: dict[str, Placed] = field(default_factory=dict)
-    """In the order in which they run."""
+    """In the order in which they were sent."""
     others: int = 0
     """Jobs there that nobody told the scheduler of."""
     room_for: int = 1
-    """Models that it is believed to keep besides those of its last job."""
+    """Models that it is believed to keep, if those of one job are not more."""
     held: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    """Models, the longest unused first; from what has been sent there, or as the backend says."""
+    """Models, the longest unused first; from what has been sent there, and as the backend says."""
+    told: set[str] = field(default_factory=set)
+    """Models of which the backend has ever said that they are there: it will say when they are not."""
 
     @property
     def load(self) -> int:
@@ -79,14 +84,25 @@ class Lane:
         """Seconds until it has finished what it has."""
         return sum(placed.left(now) for placed in self.jobs.values()) + self.others * typical / self.weight
 
+    def in_order(self) -> list[Placed]:
+        """Jobs there in the order in which they end."""
+        return sorted(self.jobs.values(), key=lambda placed: (placed.started is None, placed.number))
+
     def put(self, placed: Placed) -> None:
         """Reserve a place; its models will be held."""
         self.jobs[placed.job] = placed
         use(self.held, placed.workflow.models, self.room_for)
 
     def tell(self, models: Collection[str]) -> None:
-        """The backend says what is loaded; what waits there will be, too."""
-        self.held = OrderedDict.fromkeys(sorted(models))
+        """The backend says what is loaded; what waits there will be, too.
+
+        Of a model that it has never named it may not know: that is held as long as what has been sent there says so.
+        """
+        self.told |= set(models)
+        kept = [model for model in self.held if model in models or model not in self.told]
+        new = sorted(set(models) - set(kept))
+        self.held = OrderedDict.fromkeys([*new, *kept])
+        self.room_for = max(1, len(models))
         for placed in self.jobs.values():
             for model in sorted(placed.workflow.models):
                 self.held[model] = None
@@ -96,6 +112,8 @@ class Lane:
         """Its process is gone, and everything with it."""
         self.jobs.clear()
         self.held.clear()
+        self.told.clear()
+        self.room_for = 1
         self.others = 0
 
 

@@ -44,6 +44,10 @@ class Line:
         self._had: dict[str, float] = {}
         """GPU seconds that each client has had, by its share; only differences mean anything."""
 
+    def apply(self, ageing: float, shares: Mapping[str, float]) -> None:
+        """Go by these from now on; what everybody has had stays."""
+        self._ageing, self._shares = ageing, dict(shares)
+
     def __len__(self) -> int:
         return len(self._jobs)
 

@@ -7,7 +7,7 @@ never goes back. Must never know what a prompt looks like on the wire, nor who s
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -23,6 +23,10 @@ _AT_LAST: Final = 4
 """Patiences after which a job goes to the best lane that has room, though another would finish it sooner."""
 _REMEMBERED: Final = 2000
 """Choices that can still be explained."""
+_EQUAL: Final = 0.1
+"""Seconds by which two ends may differ and be the same: no estimate is better than that."""
+
+Scored = tuple[Score, Outlook]
 
 
 class Scheduler:
@@ -38,6 +42,11 @@ class Scheduler:
         self._on: dict[str, int] = {}
         """The lane of each job that is on one."""
         self._chosen: OrderedDict[str, Choice] = OrderedDict()
+
+    def apply(self, rules: Rules) -> None:
+        """Go by these from now on; what has been chosen stays."""
+        self.rules = rules
+        self.line.apply(rules.ageing, rules.shares)
 
     # Told
 
@@ -81,6 +90,12 @@ class Scheduler:
         placed = self._placed(job)
         if placed is not None and placed.started is None:
             placed.started = now
+
+    def numbered(self, job: str, number: float) -> None:
+        """The backend has given the job a place in its lane's queue, lower is sooner."""
+        placed = self._placed(job)
+        if placed is not None:
+            placed.number = number
 
     def ended(self, job: str, now: float, *, took: float | None = None) -> None:
         """A job is over, wherever it was. ``took``: seconds from its start to its success; ``None``: no measure."""
@@ -128,13 +143,13 @@ class Scheduler:
             usable = [each for each in zip(scores, looks, strict=True) if not each[0].why_not]
             if not usable:
                 continue
-            best, at = min(usable, key=_total)
+            best, at = _best(usable, _total)
             roomy = [each for each in usable if each[1].room > 0]
             deferred = 0.0 if waiting.passed is None else now - waiting.passed
             if roomy and deferred >= self.rules.patience:
                 # From here on only its own end counts; and then, any lane will do.
                 among = usable if deferred < _AT_LAST * self.rules.patience else roomy
-                best, at = min(among, key=_finish)
+                best, at = _best(among, _finish)
             if at.room > 0:
                 return self._choose(waiting, best, scores, now, deferred)
             if roomy and first and waiting.passed is None:
@@ -160,7 +175,7 @@ class Scheduler:
             if self.paused or not usable:
                 yield Place(waiting.job, position, None, math.inf, math.inf)
                 continue
-            best, at = min(usable, key=_total)
+            best, at = _best(usable, _total)
             yield Place(waiting.job, position, best.gpu, best.wait, best.finish)
             at.lay(best, waiting)
 
@@ -181,14 +196,16 @@ class Scheduler:
     def left(self, job: str, now: float) -> float | None:
         """Seconds until a job on a lane ends, what is before it included."""
         gpu = self._on.get(job)
-        if gpu is None:
-            return None
-        seconds = 0.0
-        for placed in self.lanes[gpu].jobs.values():
-            seconds += placed.left(now)
-            if placed.job == job:
-                break
-        return seconds
+        places = () if gpu is None else self.on_lane(gpu, now)
+        return next((place.finish for place in places if place.job == job), None)
+
+    def on_lane(self, gpu: int, now: float) -> Iterator[Place]:
+        """The lane's jobs in the order in which they end; what runs has no position, the next one has 1."""
+        seconds, position = 0.0, 0
+        for placed in self.lanes[gpu].in_order():
+            start, seconds = seconds, seconds + placed.left(now)
+            position += placed.started is None
+            yield Place(placed.job, position, gpu, start, seconds)
 
     def room_in(self, now: float) -> float:
         """Seconds until the next job of the line is expected to go to a lane; 0 when one has room."""
@@ -250,9 +267,16 @@ class Scheduler:
         return None if gpu is None else self.lanes[gpu].jobs[job]
 
 
-def _finish(each: tuple[Score, Outlook]) -> float:
+def _finish(each: Scored) -> float:
     return each[0].finish
 
 
-def _total(each: tuple[Score, Outlook]) -> float:
+def _total(each: Scored) -> float:
     return each[0].total
+
+
+def _best(among: Iterable[Scored], seconds: Callable[[Scored], float]) -> Scored:
+    """The one with the least of these seconds; of those that are all but equal, the one that begins first."""
+    every = list(among)
+    bound = min(map(seconds, every)) + _EQUAL
+    return min((each for each in every if seconds(each) <= bound), key=lambda each: (each[0].wait, seconds(each)))

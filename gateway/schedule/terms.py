@@ -63,7 +63,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a waiting job stands: ``position`` counts from 1; seconds from now until it starts and ends."""
+    """Where a job stands: ``position`` counts from 1, 0 is what runs; seconds from now until it starts and ends."""
 
     job: str
     position: int

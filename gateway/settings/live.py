@@ -7,18 +7,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, Final, NamedTuple
 
-from gateway.config import Config
+from gateway.config import Backend, Config
 from gateway.settings.tables import SECTIONS
 
 ALL: Final = frozenset({"*"})
 
 LIVE: Final[Mapping[str, frozenset[str]]] = {
     "listen": frozenset({"max_connections"}),
+    "backend": frozenset({"weight", "drain"}),
     "limits": ALL,
     "timeouts": ALL,
     "rate": ALL,
     "forwarded": ALL,
     "webhooks": ALL,
+    "schedule": frozenset(
+        {"depth", "patience", "ageing", "pending", "pending_client", "pending_gpu", "shares", "pins"}
+    ),
     "cache": frozenset({"size", "entry", "fresh"}),
     "auth": frozenset({"loopback", "origins", "session"}),
     "log": frozenset({"level", "access"}),
@@ -54,7 +58,33 @@ def merge(running: Config, wanted: Config) -> Reload:
             sections[table] = replace(sections.get(table, getattr(running, table)), **{key: value})
         else:
             waiting.append(name)
-    return Reload(replace(running, **sections), applied, waiting)
+    further, of_further, others = _further(running.further, wanted.further)
+    sections["further"] = further
+    return Reload(replace(running, **sections), applied + of_further, waiting + others)
+
+
+def _further(
+    running: tuple[Backend, ...], wanted: tuple[Backend, ...]
+) -> tuple[tuple[Backend, ...], list[str], list[str]]:
+    """The same for ``[[backend]]`` tables after the first; of another number of them nothing is taken over."""
+    if len(running) != len(wanted):
+        return running, [], ["[[backend]] their number"]
+    merged: list[Backend] = []
+    applied, waiting = [], []
+    for number, (old, new) in enumerate(zip(running, wanted, strict=True), 2):
+        taken: dict[str, Any] = {}
+        for field in fields(new):
+            value = getattr(new, field.name)
+            if value == getattr(old, field.name):
+                continue
+            name = f"[[backend]] {number} {field.name}"
+            if is_live("backend", field.name):
+                applied.append(name)
+                taken[field.name] = value
+            else:
+                waiting.append(name)
+        merged.append(replace(old, **taken))
+    return tuple(merged), applied, waiting
 
 
 def _differences(running: Config, wanted: Config) -> Iterator[tuple[str, str, Any]]:
@@ -65,5 +95,3 @@ def _differences(running: Config, wanted: Config) -> Iterator[tuple[str, str, An
             value = getattr(new, field.name)
             if value != getattr(old, field.name):
                 yield section, field.name, value
-    if running.further != wanted.further:
-        yield "backend", "2 and further", wanted.further

@@ -1,6 +1,8 @@
 """Every native route means the GPU of its port; without one, reads see everything and submissions go to GPU 0."""
 
+import time
 import uuid
+from typing import cast
 
 import pytest
 
@@ -89,6 +91,31 @@ def test_queue_means_its_lane(ports: Site) -> None:
     finally:
         for lane in (first, second):
             stop(lane, jobs[lane.gpu])
+
+
+def test_a_lane_tells_which_models_it_has(ports: Site) -> None:
+    """By the names that workflows use, once a job or a preload has built one, and no more when all is let go."""
+    assert ports.backend
+    name, lane = workflows.NAMES["fp16"], ports.lanes[3]
+
+    def told() -> list[str]:
+        assert ports.backend
+        return cast("list[str]", ports.backend.get("/debug/queues")["queues"][3]["models"])
+
+    def until_told(*, held: bool) -> None:
+        deadline = time.monotonic() + 60
+        while (name in told()) is not held:
+            assert time.monotonic() < deadline, told()
+            time.sleep(0.1)
+
+    entry = lane.finished(lane.submit(workflows.sampled(int(time.time()), prefix="told")))
+    assert outcome(entry) == "success"
+    until_told(held=True)
+    assert lane.post("/free", {"unload_models": True, "free_memory": True}).status == 200
+    until_told(held=False)
+    answer = lane.post("/preload", {"models": [{"type": "checkpoints", "name": name}]})
+    assert answer.status == 200, answer.body
+    until_told(held=True)
 
 
 def test_history_is_one_but_cleared_by_lane(ports: Site) -> None:

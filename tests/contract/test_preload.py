@@ -31,6 +31,8 @@ async def test_models_are_loaded_where_the_body_says(client: Client, body: Body)
     ]  # fmt: skip
     assert all(after[gpu]["host_shared"] + after[gpu]["host_own"] + after[gpu]["device"] > 0 for gpu in (1, 3))
     assert await client.get("/history") == {}
+    lanes = (await client.get("/debug/queues"))["queues"]
+    assert all(body.checkpoint in lanes[gpu]["models"] for gpu in (1, 3)), lanes
 
 
 async def test_a_gpus_port_preloads_on_that_gpu(client: Client, body: Body):

@@ -51,7 +51,7 @@ async def test_four_jobs_overlap_in_time(client: Client):
     assert found["queues"][2]["queue_pending"][0][1] == waiting
     assert (found["total_running"], found["total_pending"]) == (GPUS, 1)
     debug = await client.get("/debug/queues")
-    assert debug["queues"][2] == {"gpu_id": 2, "queued": 1, "running": 1}
+    assert debug["queues"][2].items() >= {"gpu_id": 2, "queued": 1, "running": 1}.items()
     assert [lane["gpu_id"] for lane in debug["issuing"]["lanes"]] == list(range(GPUS))
     assert debug["issuing"]["verdict"] in {"unknown", "cpu", "fine", "close", "gil-bound"}
     counts = [(await client.get("/prompt", gpu))["exec_info"]["queue_remaining"] for gpu in (*range(GPUS), None)]

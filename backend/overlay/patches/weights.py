@@ -8,6 +8,7 @@ name that does not fit leaves all of it out. ``COMFY_SHARE_WEIGHTS`` switches it
 import contextlib
 import faulthandler
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -45,7 +46,7 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
     mode = share.mode(os.environ)
     store = None if mode == "off" else _store(mode)
     for lane in lanes:
-        lane.weights.read = Report(store, lane).now
+        lane.weights.read, lane.weights.names = Report(store, lane).now, _unknown
     if store is None:
         log.info("weights: %s=off, each GPU's lane loads its own copy", share.SWITCH)
         return []
@@ -61,6 +62,8 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
         for lane in lanes:
             lane.weights.read = Report(None, lane).now
         return []
+    for lane in lanes:
+        lane.weights.names = functools.partial(_names, store, lane.index)
     stores[:] = [store]
     _say(store)
     return [*found, *beside]
@@ -69,6 +72,18 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
 def _store(mode: str) -> Store:
     watched = os.environ.get(witness.SWITCH, "").strip() not in {"", "0"}
     return Store(protect=mode == "strict", witness=witness.Witness() if watched else None)
+
+
+def _unknown() -> None:
+    """Which models a lane has cannot be told."""
+
+
+def _names(store: Store, lane: int) -> list[str]:
+    """What the lane's models were made of, as workflows name it: by the way from a folder of models."""
+    folders = importlib.import_module("folder_paths").folder_names_and_paths
+    roots = {f"{str(root).rstrip(os.sep)}{os.sep}" for paths, _ in list(folders.values()) for root in paths}
+    paths = store.paths_of(lane)
+    return sorted({path.removeprefix(root) for path in paths for root in roots if path.startswith(root)})
 
 
 def describe() -> dict[str, Any]:

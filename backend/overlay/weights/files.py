@@ -60,6 +60,8 @@ class File:
 
     def __init__(self, key: FileKey, values: dict[str, Any], metadata: Any, memory: Memory) -> None:
         self.key = key
+        self.asked: set[str] = set()
+        """Paths by which it was asked for; ``key`` has where they lead."""
         self.metadata = metadata
         self.region = _region(_storages(values), key)
         self.sealed = [] if self.region is not None else memory.adopt(values)

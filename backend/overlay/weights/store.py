@@ -108,6 +108,7 @@ class Store:
             ledger = self.ledgers.get()
             ledger.loaded(avoided=found is not None)
             if found is not None:
+                found.asked.add(str(path))
                 return found.values(), found.metadata, found
             # Tensors made in inference mode could not be used outside of it.
             with torch.inference_mode(mode=False), torch.no_grad():
@@ -115,6 +116,7 @@ class Store:
                 if not isinstance(values, dict) or FileKey.of(path) != key:
                     return values, metadata, None
                 found = File(key, values, metadata, self.memory)
+                found.asked.add(str(path))
             if self.witness is not None:
                 self.witness.read(found)
             weakref.finalize(found, ledger.evicted).atexit = False
@@ -213,6 +215,11 @@ class Store:
             if holding.lane is not None
             and (UNKNOWN in paths or any(file.key.path in paths for file in holding.files))
         }
+
+    def paths_of(self, lane: int) -> set[str]:
+        """Paths, as they were asked for, of the files that the lane's living models were made of."""
+        mine = [holding for holding in _alive(self._holdings) if holding.lane == lane]
+        return {path for holding in mine for file in holding.files for path in tuple(file.asked)}
 
     def describe(self) -> list[dict[str, Any]]:
         """Every file some module uses: its name, bytes, whether it is mapped, and the lanes with models over it."""

@@ -164,6 +164,17 @@ def test_a_lanes_counters_follow_its_queue(queues: Queues) -> None:
     assert queue.lane.stats.snapshot().outcomes["deleted"] == 4
 
 
+def test_a_flag_that_came_before_the_worker_waits_is_seen_at_once(queues: Queues) -> None:
+    """``/free`` right after a job finds the worker still busy with its end: it must not wait for the next job."""
+    queues.lanes[1].set_flag("free_memory", True)
+    got: list[object] = []
+    worker = threading.Thread(target=lambda: got.append(queues.lanes[1].get(timeout=600)), daemon=True)
+    worker.start()
+    worker.join(30)
+    assert got == [None]
+    assert queues.lanes[1].get_flags() == {"free_memory": True}
+
+
 def test_flags_are_per_lane_and_reach_all_without_one(queues: Queues) -> None:
     """``/free`` on a port means that lane's worker."""
     queues.lanes[1].set_flag("unload_models", True)

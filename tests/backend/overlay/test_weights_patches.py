@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import importlib.machinery
 import logging
 import sys
@@ -156,6 +157,23 @@ def test_loaders_share(shared: dict[str, Any], tmp_path: Path):
     assert shared["comfy.utils"].opened == [path]
     now = weights.stores[0].snapshot()
     assert (now.loads, now.avoided) == (1, 3)
+
+
+def test_a_lane_tells_its_models_as_workflows_name_them(
+    shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By the way from their folder; what lies in none, and what no model is left of, is not told."""
+    folders = types.ModuleType("folder_paths")
+    folders.folder_names_and_paths = {"checkpoints": ([str(tmp_path / "models")], {".safetensors"})}  # type: ignore[attr-defined]  # it is an empty module
+    monkeypatch.setitem(sys.modules, "folder_paths", folders)
+    (tmp_path / "models/sub").mkdir(parents=True)
+    inside, outside = (str(write(tmp_path / each)) for each in ("models/sub/a.safetensors", "b.safetensors"))
+    with in_lane(1):
+        models = [shared["comfy.sd"].load_checkpoint_guess_config(each) for each in (inside, outside)]
+    assert [lane.weights.names() for lane in LANES] == [[], ["sub/a.safetensors"]]
+    del models
+    gc.collect()
+    assert LANES[1].weights.names() == []
 
 
 def test_a_loader_that_fails_is_no_loader_any_more(shared: dict[str, Any], tmp_path: Path):

@@ -297,6 +297,23 @@ def test_bytes_are_counted_once_and_by_lane(tmp_path: Path):
     assert store.snapshot().by_lane == {}
 
 
+def test_a_lane_tells_the_files_of_its_models_by_the_paths_it_asked_for(tmp_path: Path):
+    """Links stay what they were asked by, files of other lanes and of models that are gone are left out."""
+    path, store = write(tmp_path / "a.safetensors"), Store()
+    link = tmp_path / "b.safetensors"
+    link.symlink_to(path)
+    _, _, file = store.load(str(link), lambda: reading(path))
+    assert file is not None
+    with in_lane(2):
+        held = store.held([file])
+    assert (store.paths_of(2), store.paths_of(1)) == ({str(link)}, set())
+    store.load(str(path), lambda: reading(path))
+    assert store.paths_of(2) == {str(link), str(path)}
+    del held
+    gc.collect()
+    assert store.paths_of(2) == set()
+
+
 def test_loadings_nest_and_end():
     """A loader inside a loader belongs to the outer one; afterwards, and after an error, there is none."""
 

@@ -1,13 +1,16 @@
 """The fleet's arithmetic: loads, reservations, looks, and the choice between lanes."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.fleet.lanes import Fleet
+from gateway.config import Backend, Config
+from gateway.fleet.lanes import Fleet, fleet_of
 from gateway.fleet.member import Member
+from gateway.layout import layout
 
 
 def a_fleet(gpus: int = 4) -> Fleet:
@@ -222,3 +225,17 @@ def test_the_fleet_is_up_while_any_backend_is():
     fleet.members[1].backend_down("second", 2)
     assert (fleet.up, fleet.reason, fleet.retry_after) == (False, "second", 2)
     assert fleet.healthy == 0
+
+
+def test_weights_and_drains_follow_a_reload():
+    """Each backend its own; what an administrator has drained by hand stays so."""
+    config = replace(Config(), further=(Backend(url="http://127.0.0.1:9", lanes=1),))
+    config = replace(config, backend=replace(config.backend, lanes=config.gpus - 1))
+    fleet = fleet_of(layout(config))
+    fleet.member(0).drained.add(0)
+    (second,) = config.further
+    fleet.apply(replace(config, further=(replace(second, weight=0.5, drain=True),)))
+    assert [(member.weight, member.drain) for member in fleet.members] == [(1.0, False), (0.5, True)]
+    assert fleet.member(0).drained == {0}
+    fleet.apply(config)
+    assert [(member.weight, member.drain) for member in fleet.members] == [(1.0, False), (1.0, False)]

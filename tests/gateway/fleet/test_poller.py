@@ -7,7 +7,7 @@ import pytest
 
 from gateway.fleet.ask import AskError, asker
 from gateway.fleet.member import Member
-from gateway.fleet.poller import COUNTS, PLAIN, QUEUES, Pace, Poller, identify, read_counts
+from gateway.fleet.poller import COUNTS, PLAIN, QUEUES, Pace, Poller, identify, read_counts, read_models
 from tests.doubles.canned import Canned, canned, ok
 from tests.doubles.wait import until
 
@@ -31,6 +31,18 @@ QUICK = Pace(busy=0.01, idle=0.02, absent=0.01)
 
 def a_poller(server: Canned, member: Member, *, judges: bool = False, pace: Pace = QUICK) -> Poller:
     return Poller(member, asker(server.url), lambda: False, judges=judges, pace=pace)
+
+
+async def test_what_a_lane_holds_is_told_by_those_who_know():
+    """Names of model files; a backend that does not say them has said nothing."""
+    told = b'{"queues": [{"gpu_id": 1, "queued": 0, "running": 0, "models": ["a", "b"]}, {"gpu_id": 0, "models": 3}]}'
+    assert read_models(told, 2) == [None, ("a", "b")]
+    member = Member(2)
+    member.backend_up()
+    lanes = [{"gpu_id": 0, "queued": 0, "running": 0, "models": []}, {"gpu_id": 1, "queued": 0, "running": 0}]
+    async with canned({COUNTS: ok(json.dumps({"queues": lanes}).encode())}) as server:
+        await a_poller(server, member).step()
+    assert [member.lane(0).models, member.lane(1).models] == [(), None]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.doubles.http_stack import config_for
 from tests.doubles.jobs_house import House, house
 from tests.doubles.wait import until
 
@@ -311,6 +313,101 @@ async def test_a_job_says_where_it_stands_and_why(tmp_path: Path):
         shown = json.loads((await here.get("/jobs/late", None)).body)
         assert shown["position"] == 1
         assert shown["eta_seconds"] is not None
+
+
+async def test_a_job_goes_where_the_backend_has_its_model(tmp_path: Path):
+    """However it came there; and once it is said to be there no more, that counts for nothing."""
+    async with house(tmp_path) as here:
+        member = here.fleet.members[0]
+
+        def look(*held: str) -> None:
+            member.look_ends(member.look_begins(), [(0, 0)] * 4, [""] * 4, [(), (), held, ()])
+
+        look("b.safetensors")
+        await submit(here, "warm", prompt=graph("b"))
+        assert here.record("warm").gpu == 2
+        here.comfy.finish("warm")
+        await until(lambda: here.record("warm").ended)
+        look()
+        here.desk.schedule.decide()
+        assert not here.desk.schedule.scheduler.lanes[2].held
+
+
+async def test_the_end_of_a_job_makes_room_as_soon_as_the_backend_tells_of_it(tmp_path: Path):
+    """Not at the next look, which may be a minute away, also while nobody waits."""
+    async with house(tmp_path, look=600.0) as here:
+        await submit(here, "a")
+        here.comfy.finish("a")
+        lane = here.desk.schedule.scheduler.lanes[here.comfy.lanes["a"]]
+        assert lane.load == 1
+        assert here.desk.live.on_end is not None
+        here.desk.live.on_end("a")
+        await until(lambda: here.record("a").ended)
+        assert lane.load == 0
+
+
+async def test_a_job_in_a_gpus_queue_says_where_it_stands_there(tmp_path: Path):
+    """Whoever put it there and in whichever order: behind what runs, by the numbers that the backend gives."""
+    async with house(tmp_path) as here:
+
+        async def told(job: str) -> tuple[int | None, float | None]:
+            found = json.loads((await here.get(f"/jobs/{job}", None)).body)
+            return found["position"], found["eta_seconds"]
+
+        for job in ("a", "b", "c"):
+            await here.submit(job, gpu=1)
+        here.comfy.numbers = -10
+        await here.submit("first", gpu=1)
+        here.comfy.start()
+        await until(lambda: here.record("a").state.value == "running")
+        await until(lambda: here.record("first").attempts == 1)
+        found = {job: await told(job) for job in ("a", "first", "b", "c")}
+        assert [position for position, _ in found.values()] == [None, 1, 2, 3]
+        etas = [eta for _, eta in found.values() if eta is not None]
+        assert len(etas) == 4
+        assert etas == sorted(etas)
+
+
+async def test_clients_without_a_name_are_told_apart_by_address(tmp_path: Path):
+    """A key counts most, then a client id of one's own; what the API gives to those who choose none is no name."""
+    async with house(tmp_path, schedule=ONE) as here:
+        await fill(here)
+        got = await here.post("/jobs", {"workflow": graph()}, gpu=None)
+        record = here.record(json.loads(got.body)["id"])
+        share_of = here.desk.schedule.share_of
+        assert (record.client_id, share_of(record)) == ("api", record.client)
+        assert share_of(replace(record, client_id="me")) == "me"
+        assert share_of(replace(record, client_id="me", owner="anna")) == "anna"
+        assert share_of(replace(record, client_id="")) == record.client != ""
+
+
+async def test_new_rules_hold_for_those_who_wait(tmp_path: Path):
+    """Pins, depth and shares after a reload; what is on a GPU stays there."""
+    async with house(tmp_path, schedule=ONE) as here:
+        schedule = here.desk.schedule
+        full = await fill(here)
+        await submit(here, "late", prompt=graph("b"))
+        assert schedule.explain("late")["gpus"] is None
+        config = config_for(here.backend.url)
+        rules = replace(config.schedule, depth=2, pins=("b.* = 3",), shares=("c = 4",))
+        here.desk.apply(replace(config, schedule=rules))
+        assert schedule.scheduler.rules.shares == {"c": 4.0}
+        await until(lambda: here.record("late").attempts == 1)
+        assert here.comfy.lanes["late"] == 3
+        assert len(here.comfy.pending) == len(full) + 1
+
+
+async def test_a_new_weight_counts_at_once(tmp_path: Path):
+    """For the next choice; what is on a GPU stays there."""
+    async with house(tmp_path) as here:
+        schedule = here.desk.schedule
+        assert {lane.weight for lane in schedule.scheduler.lanes.values()} == {1.0}
+        here.fleet.members[0].weight = 0.25
+        here.desk.apply(config_for(here.backend.url))
+        assert {lane.weight for lane in schedule.scheduler.lanes.values()} == {0.25}
+        await submit(here, "slow")
+        choice = schedule.explain("slow")["choice"]
+        assert {lane["run"] for lane in choice["lanes"]} == {80.0}
 
 
 async def test_ends_that_were_foretold_are_compared_with_what_came(tmp_path: Path):

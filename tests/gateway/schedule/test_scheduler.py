@@ -54,6 +54,29 @@ def test_the_lane_with_the_model_is_taken_while_it_ends_sooner():
     assert taken(scheduler) == [("j2", 0)]
 
 
+def test_what_the_backend_says_of_its_models_counts():
+    """What it names is there, what it names no more is not; what it never named is there by what was sent."""
+    scheduler = Scheduler(lanes(1.0))
+    lane = scheduler.lanes[0]
+    lane.tell(["a.safetensors", "b.safetensors"])
+    scheduler.add(waiting(1, "c"))
+    assert taken(scheduler) == [("j1", 0)]
+    # Room for two, as it has shown: the longest unused goes.
+    assert set(lane.held) == {"b.safetensors", "c.safetensors"}
+    lane.tell(["a.safetensors", "b.safetensors"])
+    assert list(lane.held)[-1] == "c.safetensors"
+    assert set(lane.held) == {"a.safetensors", "b.safetensors", "c.safetensors"}
+    scheduler.ended("j1", 5.0, took=5.0)
+    lane.tell([])
+    assert set(lane.held) == {"c.safetensors"}, "nobody has ever named it"
+    lane.tell(["c.safetensors"])
+    lane.tell([])
+    assert set(lane.held) == set()
+    lane.tell(["a.safetensors"])
+    scheduler.lane_lost(0)
+    assert (set(lane.held), lane.told) == (set(), set())
+
+
 def test_a_slow_lane_holds_nothing_that_a_fast_one_finishes_sooner():
     """It idles rather than take a job that would end later there."""
     scheduler = Scheduler([Lane(0, 1.0), Lane(1, 0.1)])

@@ -63,3 +63,15 @@ def test_the_list_names_settings_that_exist():
     known = {table: {key for each, key in SETTINGS if each == table} for table, _ in SETTINGS}
     assert set(LIVE) <= set(known)
     assert [(table, key) for table, keys in LIVE.items() for key in keys - {"*"} if key not in known[table]] == []
+
+
+def test_further_backends_change_what_the_first_one_can():
+    """Weight and drain of each by itself; where there are more or fewer of them, none of it."""
+    running = replace(Config(), further=(Backend(url="http://a:1"), Backend(url="http://b:1")))
+    heavier = replace(running.further[1], weight=2.0, drain=True)
+    found = merge(running, replace(running, further=(Backend(url="http://c:1"), heavier)))
+    assert found.applied == ["[[backend]] 3 weight", "[[backend]] 3 drain"]
+    assert found.waiting == ["[[backend]] 2 url"]
+    assert found.config.further == (running.further[0], heavier)
+    fewer = merge(running, replace(running, further=(heavier,)))
+    assert (fewer.config, fewer.applied, fewer.waiting) == (running, [], ["[[backend]] their number"])
