@@ -54,16 +54,24 @@ class Cards:
         try:
             names = {str(library.nvmlDeviceGetName(handle)) for handle in self._handles()}
             visible = visible_cards(self._env, library.nvmlDeviceGetCount(), alike=len(names) == 1)
-            for gpu, index in wanted.items():
-                if index < len(visible):
-                    handle = library.nvmlDeviceGetHandleByIndex(visible[index])
-                    found[gpu] = {
-                        "temperature": int(library.nvmlDeviceGetTemperature(handle, _TEMPERATURE_GPU)),
-                        "utilisation": int(library.nvmlDeviceGetUtilizationRates(handle).gpu),
-                    }
         except library.NVMLError as error:
             log.debug("the cards cannot be asked: %s", error)
+            return found
+        for gpu, index in wanted.items():
+            if index < len(visible):
+                try:
+                    found[gpu] = self._figures(visible[index])
+                except library.NVMLError as error:
+                    log.debug("the card of GPU %d cannot be asked: %s", gpu, error)
         return found
+
+    def _figures(self, card: int) -> dict[str, int]:
+        library = self._library
+        handle = library.nvmlDeviceGetHandleByIndex(card)
+        return {
+            "temperature": int(library.nvmlDeviceGetTemperature(handle, _TEMPERATURE_GPU)),
+            "utilisation": int(library.nvmlDeviceGetUtilizationRates(handle).gpu),
+        }
 
     def _handles(self) -> list[Any]:
         library = self._library
