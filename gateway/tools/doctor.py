@@ -4,6 +4,7 @@ Owns the checks. Looks, and changes nothing; torch and CUDA are asked in the bac
 """
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,8 @@ OK: Final = "ok"
 WARN: Final = "warning"
 BAD: Final = "problem"
 
+DRIVER: Final = Path("/proc/driver/nvidia/version")
+_KNOWN: Final = "from backend.overlay.versions import known; print(' '.join(each.number for each in known()))"
 _LEAST_DISK: Final = 5 * 1024 * MB
 _ASK_TORCH: Final = """
 import json, sys
@@ -54,6 +57,7 @@ def examine(config: Config, env: Mapping[str, str]) -> Iterator[Finding]:
     yield _disk(config)
     folder = config.backend.comfyui or env.get("COMFYUI_DIR", "")
     yield from _comfyui(Path(folder).expanduser()) if folder else _no_comfyui()
+    yield _driver(DRIVER)
     yield from _torch(_interpreter(config, folder), config.gpus, config.backend.devices)
 
 
@@ -134,7 +138,7 @@ def _comfyui(folder: Path) -> Iterator[Finding]:
     file = folder / "comfyui_version.py"
     if file.is_file():
         version = file.read_text(encoding="utf-8", errors="replace").partition('"')[2].partition('"')[0]
-    yield Finding(OK, f"ComfyUI {version} at {folder}")
+    yield _version(version, folder)
     done = _backend([sys.executable, "-m", "backend.overlay.scan", str(folder)])
     if done is None:
         yield Finding(WARN, "its custom nodes could not be looked through", "see the log of the backend at its start")
@@ -143,6 +147,22 @@ def _comfyui(folder: Path) -> Iterator[Finding]:
             yield Finding(WARN, line)
     else:
         yield Finding(OK, "no custom node pins a device or keeps state that lanes would share")
+
+
+def _version(version: str, folder: Path) -> Finding:
+    known = (_backend([sys.executable, "-c", _KNOWN]) or "").split()
+    if version in known:
+        return Finding(OK, f"ComfyUI {version} at {folder}")
+    what = f"ComfyUI {version} at {folder} is untried (known: {', '.join(known) or 'not to be found out'})"
+    return Finding(WARN, what, "if it does not start, set [backend] allow_unknown, or run it plain: docs/overlay.md")
+
+
+def _driver(file: Path) -> Finding:
+    try:
+        found = re.search(r"\d+\.\d+(?:\.\d+)?", file.read_text(encoding="ascii", errors="replace"))
+    except OSError:
+        return Finding(OK, "no NVIDIA driver is loaded")
+    return Finding(OK, f"NVIDIA driver {found[0] if found else 'of an unknown version'}")
 
 
 def _interpreter(config: Config, folder: str) -> str:

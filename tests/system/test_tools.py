@@ -14,9 +14,10 @@ from tests.doubles.prompts import sleeping
 from tests.doubles.wait import wait_until
 
 
-def typed(product: Product, *words: str, data: str = "") -> "subprocess.CompletedProcess[str]":
+def typed(product: Product, *words: str, data: str = "", key: str = "") -> "subprocess.CompletedProcess[str]":
     """One command, told by the environment where the gateway is."""
     env = {**os.environ, "COMFY_GATEWAY_URL": f"http://127.0.0.1:{product.ports[0]}", "PYTHONPATH": str(ROOT)}
+    env |= {"COMFY_GATEWAY_KEY": key} if key else {}
     command = [sys.executable, "-m", "gateway", *words]
     return subprocess.run(command, input=data, env=env, capture_output=True, text=True, check=False, timeout=100)
 
@@ -103,3 +104,45 @@ def test_the_doctor_knows_a_running_gateway(product: Product):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100, cwd=here)
     assert f"a gateway runs at port {product.ports[0]}" in done.stdout
     assert "ports in use" not in done.stdout
+
+
+def test_each_key_may_do_what_its_scope_says(make: Callable[..., Product]):
+    """Keys made on the command line: one that submits cannot drain, an administrator's can; revoked it is refused."""
+    product = make(gpus=2, settings="[auth]\nloopback = false\n")
+    config = str(product.folder / "config.toml")
+    (product.folder / "config.toml").write_text(product.config(), encoding="utf-8")
+
+    def keys(*words: str) -> str:
+        command = [sys.executable, "-m", "gateway", "keys", *words, "--config", config]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=True, timeout=100, cwd=product.folder
+        )
+        return done.stdout.strip()
+
+    worker, chief = keys("add", "worker"), keys("add", "chief", "--scope", "admin")
+    product.start().ready()
+
+    def as_one(key: str, *words: str, data: str = "") -> "subprocess.CompletedProcess[str]":
+        return typed(product, *words, data=data, key=key)
+
+    nobody = typed(product, "drain", "1")
+    assert (nobody.returncode, nobody.stderr.count("\n")) == (1, 1)
+    assert "--key or COMFY_GATEWAY_KEY" in nobody.stderr
+    for words in (("drain", "1"), ("logs",), ("reload",)):
+        refused = as_one(worker, *words)
+        assert (refused.returncode, refused.stdout) == (1, ""), words
+        assert "scope" in refused.stderr, words
+    assert "GPU 1 draining" in as_one(chief, "drain", "1").stdout
+    for color in range(3):
+        done = as_one(worker, "submit", "-", "--wait", data=json.dumps(sleeping(0.01, color)))
+        assert done.returncode == 0, done.stderr
+    found = json.loads(as_one(worker, "jobs", "--json").stdout)
+    assert [each["gpu"] for each in found] == [0, 0, 0]
+    assert "draining" in as_one(worker, "status").stdout
+    assert "GPU 1 ready" in as_one(chief, "resume", "1").stdout
+    assert as_one(chief, "logs").returncode == 0
+    keys("revoke", "worker")
+    wait_until(lambda: as_one(worker, "jobs").returncode == 1, 60, "the revoked key is refused")
+    assert as_one(chief, "jobs").returncode == 0
+    assert worker not in product.log()

@@ -14,7 +14,7 @@ from gateway.cli import main
 from gateway.config import Config
 from gateway.tools.commands import _workflow, issuing
 from gateway.tools.completion import completion
-from gateway.tools.doctor import BAD, OK, WARN, examine, render
+from gateway.tools.doctor import BAD, OK, WARN, _driver, examine, render
 from gateway.tools.door import Door, Reply, ToolError, told
 from gateway.tools.tables import bar, job_rows, seconds, status_rows, table
 
@@ -149,12 +149,23 @@ def test_the_doctor_looks_through_custom_nodes_and_asks_torch(tmp_path: Path):
     )
     found = list(examine(config, {}))
     said = {each.what: each.level for each in found}
-    assert said[f"ComfyUI 9.8.7 at {tmp_path}"] == OK
+    untried = next(what for what in said if what.startswith(f"ComfyUI 9.8.7 at {tmp_path} is untried (known: 0.3.64, "))
+    assert said[untried] == WARN
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.33.0"\n')
+    assert f"ComfyUI 0.33.0 at {tmp_path}" in {each.what for each in examine(config, {}) if each.level == OK}
     assert any("pinned/__init__.py:2" in what and level == WARN for what, level in said.items())
     assert said["cuda:0 Card, 24 GB"] == OK
     assert said["2 GPUs are configured, torch sees 1"] == WARN
     two = replace(config, backend=replace(config.backend, devices=("cuda:0", "cuda:1")))
     assert any("cuda:1" in each.what and each.level == BAD for each in examine(two, {}))
+
+
+def test_the_doctor_tells_the_driver(tmp_path: Path):
+    """As the kernel module says; none is no fault, for the CPU works."""
+    file = tmp_path / "version"
+    assert (_driver(file).level, _driver(file).what) == (OK, "no NVIDIA driver is loaded")
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n")
+    assert _driver(file).what == "NVIDIA driver 550.54.15"
 
 
 def test_status_tells_what_holds_the_gpus_up():
