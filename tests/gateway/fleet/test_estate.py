@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -77,25 +79,33 @@ class Gateway:
         self.supervisor = Supervisor(command, os.environ, self.member, RULES, self.lines.append, lambda: None, estate)
 
 
-async def abandon(folder: Path, code: str) -> int:
-    """Start a backend as a gateway would that is killed then; its process id."""
+async def abandon(folder: Path, code: str) -> asyncio.subprocess.Process:
+    """Start a backend as a gateway would that is killed then; its process, whose end the test is to wait for."""
     mine = Gateway(folder, code)
-    task = asyncio.get_running_loop().create_task(mine.supervisor.run())
-    await until(lambda: mine.member.up)
+    begin, begun = asyncio.create_subprocess_exec, []
+
+    async def noted(*argv: Any, **options: Any) -> asyncio.subprocess.Process:
+        begun.append(await begin(*argv, **options))
+        return begun[0]
+
+    with mock.patch("asyncio.create_subprocess_exec", noted):
+        task = asyncio.get_running_loop().create_task(mine.supervisor.run())
+        await until(lambda: mine.member.up)
     pid = mine.supervisor.pid
-    assert pid is not None
+    assert pid == begun[0].pid
     # What kill -9 does not give anybody the time for.
     mine.supervisor._child.kill = lambda: None  # type: ignore[union-attr]
     task.cancel()
     await asyncio.wait([task])
     assert alive(pid)
-    return pid
+    return begun[0]
 
 
 async def test_the_next_gateway_takes_the_backend_over(tmp_path: Path):
     """It is up at once under the same life, its later lines are heard, and its end is noticed."""
     code = f"import sys, time; {READY}\nfor line in range(600): time.sleep(0.1); print('still here', flush=True)"
-    pid = await abandon(tmp_path, code)
+    left = await abandon(tmp_path, code)
+    pid = left.pid
     heir = Gateway(tmp_path, code)
     assert await heir.supervisor.inherit()
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
@@ -108,14 +118,16 @@ async def test_the_next_gateway_takes_the_backend_over(tmp_path: Path):
         os.kill(pid, signal.SIGKILL)
         await until(lambda: heir.supervisor.pid not in {None, pid} and heir.member.up)
         heir.supervisor.stop()
+        await left.wait()
 
 
 async def test_a_backend_with_other_settings_is_ended(tmp_path: Path):
     """It is not what the configuration says now, so another one takes its place."""
-    pid = await abandon(tmp_path, f"import time; {READY}; time.sleep(60)")
+    left = await abandon(tmp_path, f"import time; {READY}; time.sleep(60)")
     heir = Gateway(tmp_path, f"import time; {READY}; time.sleep(61)")
     assert not await heir.supervisor.inherit()
-    assert not alive(pid)
+    assert not alive(left.pid)
+    assert await left.wait() == -signal.SIGTERM
 
 
 def test_a_backend_without_a_gateway_ends_after_its_time(tmp_path: Path):
