@@ -149,6 +149,7 @@ class Board:
             "denied": self._metrics.denied_on(FRONT),
             "line": {
                 "waiting": len(self._queues.get(None, ())),
+                "enabled": self._desk.schedule.enabled,
                 "paused": self._desk.schedule.paused,
                 "queue": self._queues.get(None, [])[:_QUEUE],
             },

@@ -18,6 +18,10 @@ FAILING = {
 }
 
 
+RECOVERING = {**FAILING, "2": {"class_type": "TestOutOfMemory", "inputs": {"value": ["1", 0], "count": 1}}}
+"""Has the backend write a line of its log that is about the job."""
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
     """A browser."""
@@ -34,8 +38,9 @@ def card(gpu: int) -> str:
     return f"document.querySelectorAll('.gpu')[{gpu}]"
 
 
-def submit(product: Product, workflow: object, gpu: int) -> str:
-    answer = product.post(product.ports[0], "/jobs", {"workflow": workflow, "gpu": gpu})
+def submit(product: Product, workflow: object, gpu: int | None) -> str:
+    where = {} if gpu is None else {"gpu": gpu}
+    answer = product.post(product.ports[0], "/jobs", {"workflow": workflow, **where})
     assert answer.status == 202, answer.body
     return str(answer.json()["id"])
 
@@ -51,6 +56,12 @@ def press(page: Page, inside: str, words: str) -> None:
     page.driver.execute_script("arguments[0].focus()", button)
     assert page.get("document.activeElement.innerText") == words
     page.driver.switch_to.active_element.send_keys("\n")
+
+
+def choose(page: Page, selector: str, words: str) -> None:
+    """Choose from a list as the keyboard does: by the beginning of its words."""
+    page.driver.find_element("css selector", selector).send_keys(words)
+    assert page.get(f"document.querySelector('{selector}').selectedOptions[0].text") == words
 
 
 @pytest.mark.timeout(300)
@@ -80,7 +91,7 @@ def test_a_system_is_seen_at_work_and_looked_after(make: Callable[..., Product],
     painted = submit(product, painting(4, "long", steps=9000, size=128), 1)
     page.until(f"{card(1)}.querySelector('.picture img').naturalWidth > 0")
     assert page.console() == []
-    for width, height in ((360, 800), (1920, 1080)):
+    for width, height in ((360, 800), (1920, 1080), (3840, 2160)):
         for dark in (False, True):
             page.size(width, height, dark=dark)
             page.until(f"innerWidth === {width}")
@@ -115,6 +126,27 @@ def test_a_system_is_seen_at_work_and_looked_after(make: Callable[..., Product],
     page.until(f"{card(1)}.dataset.state === 'ready'")
     press(page, card(1), "Free memory")
     page.until("document.getElementById('said').innerText.includes('let go of its models')")
+
+    press(page, "document.getElementById('line')", "Pause queue")
+    page.until("document.getElementById('advice').innerText.includes('The queue is paused')")
+    held = submit(product, sleeping(0.01, 20), None)
+    state(page, held, "queued")
+    page.until("document.getElementById('advice').innerText.includes('1 job(s) wait')")
+    shots.append(page.shot(tmp_path / "paused.png"))
+    press(page, "document.getElementById('line')", "Resume queue")
+    state(page, held, "succeeded")
+    page.until("!document.getElementById('advice').innerText.includes('paused')")
+
+    ran = submit(product, RECOVERING, 1)
+    state(page, ran, "succeeded")
+    page.driver.execute_script("document.querySelector('#log-list details').open = true")
+    lines = "document.querySelector('#log-list pre').textContent"
+    page.until(f"{lines}.includes('[lane 1 job {ran}]') && {lines}.includes('lane(s): cpu, cpu')")
+    choose(page, "#log-list select", "jobs on GPU 1")
+    page.until(f"{lines}.split('\\n').every(line => line.startsWith('[lane 1 job ')) && {lines}.includes('{ran}')")
+    choose(page, "#log-list select", "jobs on GPU 0")
+    page.until(f"!{lines}.includes('{ran}')")
+    choose(page, "#log-list select", "everything")
 
     os.kill(product.backend_pid(), signal.SIGKILL)
     page.until(f"{card(0)}.dataset.state === 'down'")

@@ -1,4 +1,5 @@
-// The last lines of each backend. A reader who has scrolled up is left where he is.
+// The last lines of each backend, all or those that one GPU's jobs wrote. A reader who has scrolled up is left where
+// he is.
 
 import { make, show } from "./dom.js";
 
@@ -16,18 +17,38 @@ export function drawLog({ backend, lines }, backends) {
   show(document.getElementById("logs"), true);
   let place = places.get(backend);
   if (!place) {
-    const name = backends > 1 ? `Backend ${backend}` : "The backend";
+    const name = backends.length > 1 ? `Backend ${backend}` : "The backend";
     const text = make("pre", { tabIndex: 0, role: "log", "aria-live": "off", "aria-label": `${name}, its last lines` });
-    const root = make("details", {}, make("summary", {}, `${name}, its last ${kept} lines`), text);
+    const root = make("details", {}, make("summary", {}, `${name}, its last ${kept} lines`));
+    place = { lines: [], text, mark: "" };
+    const [first, last] = backends[backend].gpus;
+    if (last > first) root.append(make("label", {}, "Lines of ", choice(place, first, last)));
+    root.append(text);
     root.addEventListener("toggle", () => { text.scrollTop = text.scrollHeight; });
     document.getElementById("log-list").append(root);
-    place = { lines: [], text };
     places.set(backend, place);
   }
-  const { text } = place;
-  const below = text.scrollHeight - text.scrollTop - text.clientHeight < 30;
   place.lines.push(...lines.map(([, line]) => line));
   place.lines.splice(0, place.lines.length - kept);
-  text.textContent = place.lines.join("\n");
+  draw(place);
+}
+
+// A backend counts its lanes from 0 and begins the lines of a job with its lane.
+function choice(place, first, last) {
+  const select = make("select", {}, make("option", { value: "" }, "everything"));
+  for (let gpu = first; gpu <= last; gpu += 1) {
+    select.append(make("option", { value: `[lane ${gpu - first} ` }, `jobs on GPU ${gpu}`));
+  }
+  select.addEventListener("change", () => {
+    place.mark = select.value;
+    draw(place);
+    place.text.scrollTop = place.text.scrollHeight;
+  });
+  return select;
+}
+
+function draw({ lines, text, mark }) {
+  const below = text.scrollHeight - text.scrollTop - text.clientHeight < 30;
+  text.textContent = lines.filter((line) => line.startsWith(mark)).join("\n");
   if (below) text.scrollTop = text.scrollHeight;
 }

@@ -1,6 +1,6 @@
 // The stream, and who draws what of it. The gateway sends everything at connect and then only what has changed.
 
-import { make, mark, show, write } from "./dom.js";
+import { ask, button, make, mark, show, write } from "./dom.js";
 import { clearGpus, drawGpus, drawWork } from "./gpus.js";
 import { clearJobs, drawJobs, tick, watchFilter } from "./jobs.js";
 import { clearLogs, drawLog } from "./logs.js";
@@ -19,6 +19,13 @@ const context = {
   may: (scope) => ranks.indexOf(context.scope) >= ranks.indexOf(scope),
 };
 
+const pause = button("Pause queue", async () => {
+  const said = await ask("POST", `admin/line/${context.gateway.line.paused ? "resume" : "pause"}`);
+  return said.paused ? "New jobs of the front door wait; what is on a GPU goes on." : "Jobs that wait go to the GPUs again.";
+});
+document.getElementById("line").append(pause);
+show(pause, false);
+
 const status = document.getElementById("stream");
 const notice = document.getElementById("notice");
 let lost = 0;
@@ -28,7 +35,7 @@ function connect() {
   const source = new EventSource("dashboard/events");
   source.addEventListener("state", (event) => { arrived(); begin(JSON.parse(event.data)); });
   source.addEventListener("change", (event) => { arrived(); change(JSON.parse(event.data)); });
-  source.addEventListener("log", (event) => drawLog(JSON.parse(event.data), context.gateway.backends.length));
+  source.addEventListener("log", (event) => drawLog(JSON.parse(event.data), context.gateway.backends));
   source.addEventListener("error", () => {
     if (!lost) lost = setTimeout(gone, patience);
     if (source.readyState !== EventSource.CLOSED) return; // the browser comes back by itself
@@ -108,6 +115,11 @@ function drawGateway(gateway) {
     const bad = verdict && ["gil-bound", "close"].includes(verdict.verdict);
     if (bad) lines.push(["warn", `${name}: ${verdict.advice}.`]);
     else if (backend.body) lines.push(["note", `${name}: ${backend.body}${verdict ? `; Python's lock: ${verdict.advice}` : ""}`]);
+  }
+  write(pause, gateway.line.paused ? "Resume queue" : "Pause queue");
+  show(pause, gateway.line.enabled && context.may("admin"));
+  if (gateway.line.paused) {
+    lines.push(["warn", "The queue is paused: jobs of the front door are taken and wait. Resume it to send them to the GPUs."]);
   }
   if (gateway.line.waiting) lines.push(["note", `${gateway.line.waiting} job(s) wait at the gateway for a GPU.`]);
   if (gateway.denied) lines.push(["note", `${gateway.denied} request(s) to the front door were refused by a limit.`]);
