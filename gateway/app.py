@@ -32,10 +32,10 @@ from gateway.jobs.store import StoreError
 from gateway.layout import layout
 from gateway.observe.metrics import Metrics
 from gateway.observe.tail import Tail, passed
-from gateway.opening import StartError, check_free
+from gateway.opening import StartError, check_free, tracing_of
 from gateway.process import apply_to_process
 from gateway.ratelimit import Limiter
-from gateway.reload import NOTHING, Outcome, Part, Read, reread
+from gateway.reload import NOTHING, Part, Read, reread
 from gateway.server import Server
 from gateway.systemd import given_sockets, notify, reloading
 from gateway.ws_keep import Keeper
@@ -96,10 +96,13 @@ class App:
             self.metrics.certificate_ends = lambda: tls.not_after
         if self.desk and self.api:
             self.desk.limit(Quotas(self.guard.gate))
-            told = (asks, tails, lambda: self.reload().shown())
-            add_dashboard(self.api, self.desk, self.fleet, self.metrics, *told)
+            add_dashboard(self.api, self.desk, self.fleet, self.metrics, asks, tails, self.reload)
+            self.metrics.watch_jobs(self.desk)
+            self.metrics.watch_webhooks(self.api.deliveries.attempts)
         parts = (self.limiter, self.metrics, own.table(), self.desk, self.api, self.guard, self.tls)
         self.server = Server(config, self.fleet, *parts)
+        if (tracing := tracing_of(config)) is not None:
+            self.server.trace(tracing)
         self._keeper = self._bridge_keeper(self.desk) if self.desk is not None else None
         self.measuring: _Runs | None = None  # for the next start
         self._say = say
@@ -117,13 +120,10 @@ class App:
         self.parts: list[Part] = [self.fleet.apply, self.server.apply, self.limiter.apply, self.guard.apply]
         self.parts.append(apply_to_process)
         """Who goes by new settings, in this order; the keys that they understand stand in ``settings.live``."""
-        if self.desk is not None and self.api is not None:
-            self.metrics.watch_jobs(self.desk)
-            self.metrics.watch_webhooks(self.api.deliveries.attempts)
-            self.parts += [self.desk.apply, self.api.apply]
+        self.parts += [part.apply for part in (self.desk, self.api) if part is not None]
 
-    def reload(self) -> Outcome:
-        """Read the configuration again and go by it as far as that can be done while running; drops nothing."""
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration again and go by it as far as that can be done while running; what that came to."""
         notify(self._env, *reloading())
         outcome = reread(self.config, self._read) if self._read is not None else NOTHING
         if outcome.config is not None:
@@ -131,7 +131,7 @@ class App:
             for part in self.parts:
                 part(self.config)
         notify(self._env, "READY=1")
-        return outcome
+        return outcome.shown()
 
     def leave(self) -> None:
         """End in order, but let the backends go on for the gateway that comes next; without a journal: ``stop``."""

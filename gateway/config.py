@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway.config_auth import Auth, Tls
 from gateway.config_cache import Cache
+from gateway.config_tracing import Tracing
 from gateway.schedule.settings import Schedule
 from gateway.spec import (
     MB,
@@ -262,6 +263,7 @@ class Config:
     auth: Auth = field(default_factory=Auth)
     tls: Tls = field(default_factory=Tls)
     log: Log = field(default_factory=Log)
+    tracing: Tracing = field(default_factory=Tracing)
     further: tuple[Backend, ...] = ()
     """The second ``[[backend]]`` of the file and those after it; ``backend`` is the first, and mostly the only one."""
 

@@ -3,9 +3,11 @@
 Owns the body on that way and what the handler is told. Must never know which requests these are: ``proxy.py`` says so.
 """
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from gateway.auth.gate import ANYBODY, Principal
 from gateway.auth.origin import granted
@@ -20,7 +22,12 @@ from gateway.wire.client import ClientConnection
 from gateway.wire.exchange import too_large
 from gateway.wire.head import RequestHead
 
+if TYPE_CHECKING:
+    from gateway.observe.tracing import Traced, Tracing  # loads the SDK
+
 Handler = Callable[[Incoming], Awaitable[Made]]
+
+_TRACEPARENT: Final = re.compile(rb"(?im)^traceparent:[^\r]*\r\n")
 
 
 class HandedOver(SharedAnswer):
@@ -40,6 +47,9 @@ class HandedOver(SharedAnswer):
     """Whether it may meet its owner's jobs only."""
     _cors = b""
     """The other site's page that may read the answer; empty: none."""
+
+    _span: "Traced | None" = None
+    """Its span; ``None`` where nothing is traced."""
 
     def __init__(self, proxy: Service, client: ClientConnection, head: RequestHead) -> None:
         super().__init__(proxy, client, head)
@@ -94,11 +104,36 @@ class HandedOver(SharedAnswer):
         lines = self.head.fields.rewritten or b""
         if gpu is not None:
             lines += self._proxy.gpu_lines[gpu]
-        lines += b"X-Request-ID: %b\r\n" % self.request_id
+        lines = self._traced(lines) + b"X-Request-ID: %b\r\n" % self.request_id
         request = self._request(self._target, self._address, gpu)
         place, self._place = self._place, None
         port = FRONT if front else f"gpu{gpu}"
-        self.run(self._proxy, desk(Incoming(request, bytes(self._parts or b""), lines, port, place)))
+        trace = self._span.parent if self._span is not None else ""
+        self.run(self._proxy, desk(Incoming(request, bytes(self._parts or b""), lines, port, place, trace=trace)))
+
+    def begin_span(self, tracing: "Tracing") -> None:
+        """It is traced from here on, within what its client says it is a part of."""
+        values = [value for name, value in self.head.fields.pairs if name.lower() == b"traceparent"]
+        self._span = tracing.request(values[0].decode("latin-1") if len(values) == 1 else "")
+
+    def end_span(self, span: "Traced", status: int, gpu: str, kind: str) -> None:
+        """It is over. The query stays here: it may hold what is nobody else's business."""
+        told: dict[str, str | int] = {
+            "http.request.method": self.head.method.decode("latin-1"),
+            "url.path": self.head.target.partition(b"?")[0].decode("latin-1"),
+            "http.response.status_code": status,
+            "client.address": self._address,
+            "comfy.gpu": gpu,
+            "comfy.kind": kind,
+            "comfy.request_id": self.request_id.decode("latin-1"),
+        }
+        span.end(told, f"status {status}" if status >= 500 else "")
+
+    def _traced(self, lines: bytes) -> bytes:
+        """The lines with our span as the parent of whatever the backend makes of it, in place of the client's."""
+        if self._span is None:
+            return lines
+        return b"%btraceparent: %b\r\n" % (_TRACEPARENT.sub(b"", lines), self._span.parent.encode())
 
     def _request(self, target: bytes, client: str, gpu: int | None) -> Request:
         pairs, request_id = self.head.fields.pairs, self.request_id.decode()

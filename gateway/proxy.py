@@ -58,6 +58,8 @@ class Proxy(Service):
         client.exchange = request
         self.running.add(request)
         self.metrics.in_flight += 1
+        if self.tracing is not None:
+            request.begin_span(self.tracing)
         try:
             request.begin()
         except GatewayError as error:
@@ -241,7 +243,7 @@ class ProxiedRequest(HandedOver):
         if self._gpu is None and proxy.confluences is not None and self._kind is Kind.EVENTS:
             lines = self._for_all(lines)
         self.forward(
-            b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, self._target, lines, self._added_lines()),
+            b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, self._target, self._traced(lines), self._added_lines()),
             proxy.pools[self._member().index],
         )
 
@@ -384,6 +386,8 @@ class ProxiedRequest(HandedOver):
         asked = self._asked
         backend_seconds = now - asked if asked else 0.0
         status = self.status or CLIENT_LEFT
+        if self._span is not None:
+            self.end_span(self._span, status, self._label, _NAMES[self._kind])
         metrics.request(self._label, self._kind, status, seconds, backend_seconds, self.received, self.sent)
         if proxy.access.enabled:
             proxy.access.line(

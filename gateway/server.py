@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.api.front import Api
 from gateway.auth.certificate import Certificate
@@ -17,12 +17,16 @@ from gateway.auth.guard import Guard
 from gateway.config import Config, Timeouts
 from gateway.fleet.lanes import Fleet
 from gateway.jobs.desk import Desk
+from gateway.jobs.traced import TracedJobs
 from gateway.observe.metrics import Metrics
 from gateway.proxy import Proxy
 from gateway.ratelimit import Limiter
 from gateway.service import Handler
 from gateway.wire.client import ClientConnection
 from gateway.wire.deadlines import Deadlines
+
+if TYPE_CHECKING:
+    from gateway.observe.tracing import Tracing  # loads the SDK
 
 _log = logging.getLogger("gateway.server")
 
@@ -83,8 +87,13 @@ class Server:
         self._servers: list[asyncio.Server] = []
         self._given: dict[tuple[str, int], socket.socket] = {}
         self._deadlines: Deadlines | None = None
+        self._traced: TracedJobs | None = None
         self.bound: list[Bound] = []
         """What is listened on, the front door first."""
+
+    def trace(self, tracing: "Tracing") -> None:
+        """Have spans made of requests, and of jobs where there is a journal; comes before ``start``."""
+        self._proxy.tracing = tracing
 
     @property
     def ports(self) -> list[int]:
@@ -115,6 +124,8 @@ class Server:
         self._given = dict(given or {})
         self._deadlines = Deadlines(asyncio.get_running_loop(), step_of(self._config.timeouts))
         self._proxy.start(self._deadlines)
+        if (tracing := self._proxy.tracing) is not None and (desk := self._proxy.desk) is not None:
+            self._traced = TracedJobs(tracing, desk.journal, desk.live)
         ports: list[tuple[int, int | None]] = [(listen.front_port, None)]
         ports += [(port, gpu) for gpu, port in enumerate(listen.gpu_ports)]
         try:
@@ -170,6 +181,10 @@ class Server:
             self._deadlines.close()
             self._deadlines = None
             await self._gone()
+        if self._traced is not None:
+            self._traced.close()
+        if (tracing := self._proxy.tracing) is not None:
+            await asyncio.to_thread(tracing.close)
 
     async def serve(self) -> None:
         """Let clients in, after ``start`` with ``hold``."""

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.api.front import Api
 from gateway.auth.guard import Guard
@@ -36,6 +36,9 @@ from gateway.wire.fields import GPU_HEADER
 from gateway.wire.pool import Pool
 from gateway.ws_bridge import Bridges
 from gateway.ws_confluences import Confluences
+
+if TYPE_CHECKING:
+    from gateway.observe.tracing import Tracing  # loads the SDK
 
 Handler = Callable[[Request], Awaitable[Made]]
 
@@ -76,6 +79,8 @@ class Service:
         self.api = api
         self.guard = guard
         self.quotas = Quotas(guard.gate) if guard is not None else None
+        self.tracing: Tracing | None = None
+        """Who makes spans of requests; ``None``: nobody."""
         self.secure = bool(config.tls.certificate)
         places = layout(config)
         self.pools = [Pool(config, place.backend.url) for place in places]

@@ -20,6 +20,7 @@ RUNGS = [
     "gateway.schedule",
     "gateway.config_cache",
     "gateway.config_auth",
+    "gateway.config_tracing",
     "gateway.config",
     "gateway.layout",
     "gateway.errors",

@@ -33,6 +33,8 @@ class Incoming:
     """Its place on the lane; whoever takes the request settles it."""
     known: Mapping[str, Any] = field(default_factory=dict)
     """What its record is to hold beyond what the request says."""
+    trace: str = ""
+    """``traceparent`` of what happens for it; empty where nothing is traced."""
 
     def field(self, name: bytes) -> str:
         """The value of a field that is there once; ``name`` in lower case."""

@@ -41,6 +41,7 @@ class Ledger:
             models=tuple(sorted(prompt.workflow.models)),
             priority=prompt.priority,
             number=prompt.number,
+            trace=incoming.trace,
             **incoming.known,
         )
         # As ComfyUI's own count, turned round.

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gateway.fleet.member import Member
 from gateway.jobs.journal import Journal
@@ -31,6 +31,16 @@ _MOST: Final = 512
 _ENDS: Final = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 
 
+class Step(NamedTuple):
+    """One node that a job was at. Times are seconds since 1970, as they were heard."""
+
+    node: str
+    kind: str
+    """Its class; empty when that is not known."""
+    began: float
+    ended: float
+
+
 @dataclass
 class Progress:
     """How far one running job is. Times are seconds since 1970."""
@@ -39,6 +49,8 @@ class Progress:
     started_at: float
     node: str | None = None
     """The node it is at."""
+    since: float = 0.0
+    """When it came there."""
     value: float | None = None
     most: float | None = None
     """Steps done and in all of that node, when it tells."""
@@ -79,6 +91,8 @@ class Live:
         """Called when the backend says that a job is over, and will show how if it is asked."""
         self.on_files: Callable[[str, object], None] = _no_files
         """Called with a job's id and what one of its nodes has just put out."""
+        self.on_step: Callable[[str, Step], None] = _no_steps
+        """Called with a job's id and the node that it has just left."""
         self.heard: set[int] = set()
         """Numbers of the backends whose events are heard at present."""
         self._backends = tuple(backends)
@@ -145,7 +159,7 @@ class Live:
             self.on_files(job, data.get("output"))
         if event in _ENDS or (event == "executing" and data.get("node") is None):
             # ComfyUI has the job in its history by the second of the two; by the first it may not.
-            self._jobs.pop(job, None)
+            self._left(job, self._jobs.pop(job, None))
             while len(self._over) >= _MOST:
                 del self._over[next(iter(self._over))]
             self._over[job] = None
@@ -157,9 +171,20 @@ class Live:
             nodes, classes = await self._nodes(job)
             progress = self._begin(job, first + gpu if isinstance(gpu, int) else None)
             progress.nodes, progress.classes = nodes, classes
+        if event == "executing":
+            self._left(job, progress)
         _apply(progress, event, data)
         progress.version += 1
         self.on_news(job)
+
+    def _left(self, job: str, progress: Progress | None) -> None:
+        """A job goes on to its next node, or ends."""
+        if progress is None:
+            return
+        now = time.time()
+        if progress.node is not None:
+            self.on_step(job, Step(progress.node, progress.classes.get(progress.node, ""), progress.since, now))
+        progress.since = now
 
     def _begin(self, job: str, gpu: int | None) -> Progress:
         while len(self._jobs) >= _MOST:
@@ -214,6 +239,10 @@ def _apply(progress: Progress, event: str, data: dict[str, Any]) -> None:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _no_steps(_job: str, _step: Step) -> None:
+    """Nobody asks how long nodes take."""
 
 
 def _no_files(_job: str, _output: object) -> None:

@@ -98,6 +98,9 @@ class Record:
     webhook: Mapping[str, Any] = field(default_factory=dict)
     """Who is told of its end, and how that stands: ``url``, ``secret``, ``tries``, ``next``, ``told``, ``why``."""
 
+    trace: str = ""
+    """``traceparent`` of the request that brought it; empty where nothing is traced."""
+
     @property
     def ended(self) -> bool:
         """Whether its state is final."""

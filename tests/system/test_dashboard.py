@@ -59,9 +59,10 @@ def press(page: Page, inside: str, words: str) -> None:
 
 
 def choose(page: Page, selector: str, words: str) -> None:
-    """Choose from a list as the keyboard does: by the beginning of its words."""
-    page.driver.find_element("css selector", selector).send_keys(words)
-    assert page.get(f"document.querySelector('{selector}').selectedOptions[0].text") == words
+    """Choose from a list."""
+    from selenium.webdriver.support.select import Select  # noqa: PLC0415 (as in tests.doubles.browser)
+
+    Select(page.driver.find_element("css selector", selector)).select_by_visible_text(words)
 
 
 @pytest.mark.timeout(300)

@@ -178,7 +178,7 @@ async def test_the_line_is_paused_and_goes_on(tmp_path: Path):
         assert "paused" in json.loads((await here.get(f"/jobs/{job['id']}/explain", None)).body)["reason"]
         async for told in events(here):
             line = (await told.next("state"))["gateway"]["line"]
-            assert line == {"waiting": 1, "paused": True, "queue": [job["id"]]}
+            assert line == {"waiting": 1, "enabled": True, "paused": True, "queue": [job["id"]]}
         # Again is no other than once.
         assert json.loads((await here.post("/admin/line/pause", b"", gpu=None)).body)["paused"]
         assert [each["prompt_id"] for each in here.comfy.pending] == ["own"]
