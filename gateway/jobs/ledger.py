@@ -41,6 +41,7 @@ class Ledger:
             models=tuple(sorted(prompt.workflow.models)),
             priority=prompt.priority,
             number=prompt.number,
+            request_id=request.request_id,
             trace=incoming.trace,
             **incoming.known,
         )

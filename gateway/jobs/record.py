@@ -98,6 +98,8 @@ class Record:
     webhook: Mapping[str, Any] = field(default_factory=dict)
     """Who is told of its end, and how that stands: ``url``, ``secret``, ``tries``, ``next``, ``told``, ``why``."""
 
+    request_id: str = ""
+    """``X-Request-ID`` of the request that brought it, which the access log has, too."""
     trace: str = ""
     """``traceparent`` of the request that brought it; empty where nothing is traced."""
 

@@ -28,6 +28,7 @@ def tell(record: Record) -> None:
         words += f" error={record.error.get('type')}"
     fields = {
         "prompt_id": record.id,
+        "request_id": record.request_id,
         "state": record.state.value,
         "gpu": record.gpu,
         "port": record.port,

@@ -345,3 +345,14 @@ def test_the_backends_lines_of_a_job_carry_its_id(worked: tuple[Scrapes, str, st
     (told,) = [line for line in lines if line["logger"] == "backend" and "memory freed" in line["message"]]
     assert (told["prompt_id"], told["lane"]) == (saved, 1)
     assert not told["message"].startswith("[")
+
+
+def test_a_jobs_events_name_the_request_that_brought_it(worked: tuple[Scrapes, str, str]):
+    """From the access line to the job's, and back; each of its states has a line with its times."""
+    _, log, saved = worked
+    lines = [json.loads(line) for line in log.splitlines()]
+    told = [line for line in lines if line["logger"] == "gateway.jobs.log" and line["prompt_id"] == saved]
+    assert [told[0]["state"], told[-1]["state"]] == ["queued", "succeeded"]
+    assert told[-1]["ran_seconds"] >= 0
+    (access,) = [line for line in lines if line.get("request_id") == told[0]["request_id"] and "path" in line]
+    assert (access["method"], access["path"].partition("?")[0], access["status"]) == ("POST", "/jobs", 200)
