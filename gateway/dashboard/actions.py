@@ -4,7 +4,6 @@ Owns what these answer. That only an administrator gets here is the gate's rule:
 """
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -17,12 +16,10 @@ from gateway.fleet.ask import AskError
 from gateway.fleet.lanes import Fleet
 from gateway.jobs.answers import unanswered
 from gateway.jobs.incoming import relayed
+from gateway.jobs.pauses import Pauses
 from gateway.jobs.peer import Peers
-from gateway.jobs.schedule import Schedule
 from gateway.observe.tail import KEPT, Tail
 from gateway.wire.answer import Answer, Made, json_answer
-
-log = logging.getLogger("gateway.dashboard")
 
 _NO_STORE: Final = ((b"Cache-Control", b"no-store"),)
 _ALL_OF_IT: Final = json.dumps({"unload_models": True, "free_memory": True}).encode()
@@ -35,12 +32,12 @@ class ActionRoutes:
         self,
         fleet: Fleet,
         peers: Peers,
-        schedule: Schedule,
+        pauses: Pauses,
         tails: Sequence[Tail],
         reload: Callable[[], dict[str, Any]],
     ) -> None:
         self._fleet = fleet
-        self._schedule = schedule
+        self._pauses = pauses
         self._peers = peers
         self._tails = tails
         self._reload = reload
@@ -60,13 +57,13 @@ class ActionRoutes:
     async def drain(self, call: Call) -> Made:
         """``POST /admin/gpus/{gpu}/drain``: the front door gives it no new jobs; its own port goes on."""
         gpu = self._gpu(call)
-        self._fleet.member(gpu).drained.add(gpu)
+        self._pauses.drain(gpu, drained=True)
         return self._said(gpu)
 
     async def resume(self, call: Call) -> Made:
         """``POST /admin/gpus/{gpu}/resume``."""
         gpu = self._gpu(call)
-        self._fleet.member(gpu).drained.discard(gpu)
+        self._pauses.drain(gpu, drained=False)
         return self._said(gpu)
 
     async def free(self, call: Call) -> Made:
@@ -106,13 +103,12 @@ class ActionRoutes:
         return json_answer(200, told({"backend": number, "lines": lines, "newest": tail.newest}), _NO_STORE)
 
     def _line(self, *, paused: bool | None = None) -> Answer:
-        schedule = self._schedule
+        schedule = self._pauses.schedule
         if not schedule.enabled:
             text = "Jobs go to a GPU at once, for [schedule] enabled is false."
             raise GatewayError(NOT_FOUND, "The front door has no line.", text)
-        if paused is not None and paused != schedule.paused:
-            log.info("the front door's line is %s", "paused" if paused else "resumed")
-            schedule.paused = paused
+        if paused is not None:
+            self._pauses.pause(paused=paused)
         found = {"paused": schedule.paused, "waiting": schedule.waiting_count}
         return json_answer(200, told(found), _NO_STORE)
 

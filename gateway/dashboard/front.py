@@ -40,7 +40,7 @@ def add_dashboard(
     board = Board(fleet, desk, metrics, meter, api.show)
     stream = StreamRoute(board, meter, tails, lambda: api.watch.leaving)
     again = RerunRoute(desk.journal, api.desks, api.known, api.show)
-    its = ActionRoutes(fleet, desk.peers, desk.schedule, tails, reload)
+    its = ActionRoutes(fleet, desk.peers, desk.pauses, tails, reload)
     api.add(routes(stream, its, again), meter.run)
 
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -28,6 +29,7 @@ from gateway.jobs.line_view import LINE, LineView
 from gateway.jobs.live import Live
 from gateway.jobs.moving import Moving
 from gateway.jobs.ownership import Ownership
+from gateway.jobs.pauses import Pauses
 from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.record import Record
 from gateway.jobs.recovery import Recovery
@@ -65,6 +67,7 @@ class Desk:
         self.whereabouts = Whereabouts()
         """Which GPU made which file; known where there is more than one backend."""
         self.schedule = schedule = Schedule(config, fleet)
+        self.pauses = Pauses(Path(jobs.journal), fleet, schedule)
         self._several = len(peers) > 1
         self.journal = journal = Journal(store, bus, kept=self._kept)
         counts = Counts(peers, schedule)
@@ -116,6 +119,7 @@ class Desk:
         """Read the journal; raises ``StoreError``. Comes before everything else."""
         await self.journal.open()
         self.schedule.restore(self.journal.unfinished())
+        self.pauses.restore()
         left = len(self.journal.unfinished())
         if left:
             log.info("the journal holds %d job(s) that have not ended", left)

@@ -115,6 +115,7 @@ class Tracker:
         end = ending(entry, self._journal.clock())
         # It ran after all, so it has a history.
         changes: dict[str, Any] = {"outputs": end.outputs, "error": end.error, "hidden": False}
+        changes["attempts"] = max(1, record.attempts)
         if record.state is State.QUEUED and end.started is not None:
             await self._journal.move(record.id, State.RUNNING, at=end.started)
         await self._journal.move(record.id, end.state, at=end.at, entry=json.dumps(entry).encode(), **changes)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import urllib.error
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def loaded(site: Site, name: str, clients: list[str]) -> dict[str, Lane]:
         first = lane.submit(workflows.sleeping(20.0, tag=f"{name}-{lane.gpu}"), client)
         jobs[first] = lane
         for number in range(PENDING):
-            tag = f"{name}-{lane.gpu}-{number}"
-            jobs[lane.submit(workflows.sleeping(0.05, tag=tag), client, prompt_id=tag)] = lane
+            own = str(uuid.uuid4())
+            job = lane.submit(workflows.sleeping(0.05, tag=f"{name}-{number}"), client, prompt_id=own)
+            assert job == own
+            jobs[job] = lane
     for job, lane in list(jobs.items())[:: RUNNING + PENDING]:
         until(lambda job=job, lane=lane: lane.running() == [job], 60, f"{job} runs on GPU {lane.gpu}")
         assert len(lane.get("/queue")["queue_pending"]) == PENDING

@@ -188,6 +188,33 @@ async def test_the_line_is_paused_and_goes_on(tmp_path: Path):
         assert json.loads((await here.get("/admin/line", None)).body) == {"paused": False, "waiting": 0}
 
 
+async def test_pauses_outlive_the_gateway(tmp_path: Path):
+    """A drained GPU and a paused line are still so after a restart, with what waits; and so is a resume."""
+    graph = {"workflow": {"1": {"class_type": "X", "inputs": {}}}}
+    async with house(tmp_path) as here:
+        await here.post("/admin/gpus/1/drain", b"", gpu=None)
+        await here.post("/admin/line/pause", b"", gpu=None)
+        job = json.loads((await here.post("/jobs", graph, gpu=None)).body)["id"]
+    async with house(tmp_path) as here:
+        assert json.loads((await here.get("/admin/line", None)).body) == {"paused": True, "waiting": 1}
+        assert [gpu for member in here.fleet.members for gpu in member.drained] == [1]
+        await here.post("/admin/gpus/1/resume", b"", gpu=None)
+        await here.post("/admin/line/resume", b"", gpu=None)
+        await until(lambda: here.record(job).attempts == 1)
+    async with house(tmp_path) as here:
+        assert not here.desk.schedule.paused
+        assert [gpu for member in here.fleet.members for gpu in member.drained] == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"paused": true}', '{"paused": true, "drained": ["x"]}', "{"])
+async def test_pauses_that_cannot_be_read_are_passed_over(text: str, tmp_path: Path, caplog):
+    """The gateway starts, says so, and takes jobs."""
+    (tmp_path / "paused.json").write_text(text, encoding="utf-8")
+    async with house(tmp_path) as here:
+        assert not here.desk.schedule.paused
+        assert "paused.json cannot be read" in caplog.text
+
+
 async def test_without_a_line_there_is_nothing_to_pause(tmp_path: Path):
     """404, and what to do."""
     async with house(tmp_path, schedule={"enabled": False}) as here:
