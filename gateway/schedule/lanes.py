@@ -72,6 +72,8 @@ class Lane:
     """Models that it is believed to keep, if those of one job are not more."""
     held: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """Models, the longest unused first; from what has been sent there, and as the backend says."""
+    ran: frozenset[str] = frozenset()
+    """Models of the job that it ran last."""
     told: set[str] = field(default_factory=set)
     """Models of which the backend has ever said that they are there: it will say when they are not."""
 
@@ -94,7 +96,7 @@ class Lane:
         use(self.held, placed.workflow.models, self.room_for)
 
     def tell(self, models: Collection[str]) -> None:
-        """The backend says what is loaded; what waits there will be, too.
+        """The backend says what is loaded; what waits there will be, in place of what there is no room for then.
 
         Of a model that it has never named it may not know: that is held as long as what has been sent there says so.
         """
@@ -102,18 +104,17 @@ class Lane:
         kept = [model for model in self.held if model in models or model not in self.told]
         new = sorted(set(models) - set(kept))
         self.held = OrderedDict.fromkeys([*new, *kept])
-        self.room_for = max(1, len(models))
-        for placed in self.jobs.values():
-            for model in sorted(placed.workflow.models):
-                self.held[model] = None
-                self.held.move_to_end(model)
+        # More than what it ran last needs: it keeps so many. Else the next job's models take the place of these.
+        self.room_for = max(1, len(models)) if set(models) - self.ran else 1
+        for placed in self.in_order():
+            use(self.held, placed.workflow.models, self.room_for)
 
     def clear(self) -> None:
         """Its process is gone, and everything with it."""
         self.jobs.clear()
         self.held.clear()
         self.told.clear()
-        self.room_for = 1
+        self.ran, self.room_for = frozenset(), 1
         self.others = 0
 
 

@@ -90,6 +90,7 @@ class Scheduler:
         placed = self._placed(job)
         if placed is not None and placed.started is None:
             placed.started = now
+            self.lanes[self._on[job]].ran = placed.workflow.models
 
     def numbered(self, job: str, number: float) -> None:
         """The backend has given the job a place in its lane's queue, lower is sooner."""
@@ -106,6 +107,7 @@ class Scheduler:
         lane = self.lanes[gpu]
         placed = lane.jobs.pop(job)
         if took is not None:
+            lane.ran = placed.workflow.models
             self.estimates.learn(placed.workflow, gpu, lane.weight, took, placed.missing)
             self.line.charge(placed.client, took - placed.charged)
         elif placed.started is None:

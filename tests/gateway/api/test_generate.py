@@ -114,6 +114,7 @@ async def test_instances_and_their_queues(tmp_path: Path):
         for name in ("0", "gpu0", *addresses):
             found = value(await here.get(f"/queue/{name}", None))
             assert (found["gpu_id"], found["queue_pending"][0][1], found["queue_running"]) == (0, "a", [])
+        assert [each["gpu_id"] for each in value(await here.get("/gpu1/queue/all", None))["queues"]] == [0]
         assert (await here.get("/queue/9", None)).status == 404
         assert (await here.get("/queue/http://elsewhere:1", None)).status == 404
         here.fleet.members[0].backend_down("it died", 3)

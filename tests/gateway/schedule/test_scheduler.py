@@ -64,8 +64,7 @@ def test_what_the_backend_says_of_its_models_counts():
     # Room for two, as it has shown: the longest unused goes.
     assert set(lane.held) == {"b.safetensors", "c.safetensors"}
     lane.tell(["a.safetensors", "b.safetensors"])
-    assert list(lane.held)[-1] == "c.safetensors"
-    assert set(lane.held) == {"a.safetensors", "b.safetensors", "c.safetensors"}
+    assert set(lane.held) == {"b.safetensors", "c.safetensors"}
     scheduler.ended("j1", 5.0, took=5.0)
     lane.tell([])
     assert set(lane.held) == {"c.safetensors"}, "nobody has ever named it"
@@ -75,6 +74,24 @@ def test_what_the_backend_says_of_its_models_counts():
     lane.tell(["a.safetensors"])
     scheduler.lane_lost(0)
     assert (set(lane.held), lane.told) == (set(), set())
+
+
+def test_a_lane_that_keeps_one_jobs_models_will_have_those_of_its_next_job():
+    """What the backend says is of now: the job that waits there takes the place of what there is."""
+    scheduler = Scheduler(lanes(1.0))
+    lane = scheduler.lanes[0]
+    for seq, model in ((1, "a"), (2, "b")):
+        scheduler.add(waiting(seq, model))
+    assert taken(scheduler) == [("j1", 0), ("j2", 0)]
+    scheduler.started("j1", 1.0)
+    lane.tell(["a.safetensors"])
+    assert set(lane.held) == {"b.safetensors"}
+    scheduler.ended("j1", 5.0, took=4.0)
+    scheduler.started("j2", 5.0)
+    lane.tell(["a.safetensors", "b.safetensors"])
+    assert set(lane.held) == {"a.safetensors", "b.safetensors"}, "it keeps more than it needs"
+    lane.tell(["b.safetensors"])
+    assert set(lane.held) == {"b.safetensors"}
 
 
 def test_a_slow_lane_holds_nothing_that_a_fast_one_finishes_sooner():
