@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from bench.rows import ROWS, Figures, Row, Span, ratio
+from bench.stand import COMPILED
 
 SUFFIX = "-comfy-gateway-bench"
 
@@ -44,7 +45,13 @@ def main() -> int:
             chosen = row if not args.peers else with_peers(row, args.peers.split(","))
             figures, missing = chosen.run(folder, span, args.frontend)
             print(table(row, figures, missing), flush=True)
-            told[row.name] = {"ratio": ratio(figures), "unit": row.unit, "peers": figures, "missing": missing}
+            told[row.name] = {
+                "ratio": ratio(figures),
+                "compiled ratio": ratio(figures, COMPILED),
+                "unit": row.unit,
+                "peers": figures,
+                "missing": missing,
+            }
     if args.json:
         args.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -69,6 +76,8 @@ def table(row: Row, figures: Figures, missing: list[str]) -> str:
     """One row as it is printed: its ratio first, then a line for each peer."""
     found = ratio(figures)
     says = f"ratio {found:.2f}" if found is not None else "no ratio: nginx is not installed or was not asked for"
+    if (compiled := ratio(figures, COMPILED)) is not None:
+        says += f", compiled {compiled:.2f}"
     lines = [f"{row.name} … {says}" + (f"   ({row.note})" if row.note else "")]
     for name, each in figures.items():
         text = f"    {name:<16} {each['cpu']:10.1f} µs CPU per {row.unit}  {each['rate']:9.1f}/s"
@@ -77,7 +86,7 @@ def table(row: Row, figures: Figures, missing: list[str]) -> str:
         text += f"   {each['failed']:.0f} failed" if each.get("failed") else ""
         text += "".join(f"   {key} {each[key]:.2f}" for key in row.own if key in each)
         lines.append(text)
-    lines += [f"    {name:<16} not installed" for name in missing]
+    lines += [f"    {name:<16} {'not built (make bench)' if name == COMPILED else 'not installed'}" for name in missing]
     return "\n".join(lines)
 
 

@@ -150,9 +150,9 @@ def _figures(cpu: float, rate: float, seen: Seen) -> dict[str, float]:
     return figures | {"failed": seen.failed} if seen.failed else figures
 
 
-def ratio(figures: Figures) -> float | None:
-    """The gateway's CPU over nginx's, without the journal."""
-    ours, nginx = figures.get("gateway"), figures.get("nginx")
+def ratio(figures: Figures, name: str = "gateway") -> float | None:
+    """The gateway's CPU over nginx's, without the journal; ``name`` may be ``compiled``."""
+    ours, nginx = figures.get(name), figures.get("nginx")
     return ours["cpu"] / nginx["cpu"] if ours and nginx and nginx["cpu"] else None
 
 

@@ -18,7 +18,10 @@ SMALL: Final = 150
 BIG: Final = 2 * 1024 * 1024
 TICK: Final = os.sysconf("SC_CLK_TCK")
 
-PEERS: Final = ("gateway", "nginx", "haproxy", "aiohttp")
+COMPILED: Final = "compiled"
+"""The gateway with its data path compiled (``setup.py``), where ``make bench`` has built it."""
+BUILT: Final = Path(__file__).resolve().parents[1] / "build" / "compiled"
+PEERS: Final = ("gateway", COMPILED, "nginx", "haproxy", "aiohttp")
 JOURNALED: Final = "gateway, journal"
 
 
@@ -88,6 +91,11 @@ class Stand:
         port, origin = free_port(), self.origin.port
         if name.startswith("gateway"):
             process = self._gateway(name, port)
+        elif name == COMPILED:
+            if not BUILT.is_dir():
+                self.missing.append(name)
+                return
+            process = self._gateway(name, port, BUILT)
         elif name == "aiohttp":
             process = self._start([sys.executable, "-m", "bench.naive", str(port), f"http://127.0.0.1:{origin}"], name)
         elif not find(name):
@@ -101,23 +109,24 @@ class Stand:
             process = self._start([str(find(name)), "-db", "-q", "-f", str(file)], name)
         self.peers[name] = Peer(process.pid, port)
 
-    def _gateway(self, name: str, port: int) -> subprocess.Popen[bytes]:
+    def _gateway(self, name: str, port: int, tree: Path | None = None) -> subprocess.Popen[bytes]:
         folder = self.folder / name.replace(", ", "-")
         folder.mkdir(exist_ok=True)
         journal = folder / "jobs" if name == JOURNALED else ""
         file = folder / "config.toml"
         text = GATEWAY.format(front=free_port(), port=port, origin=self.origin.port, journal=journal, folder=folder)
         file.write_text(text, encoding="utf-8")
-        return self._start([sys.executable, "-m", "gateway", "up", "--no-backend", "--config", str(file)], name)
+        return self._start([sys.executable, "-m", "gateway", "up", "--no-backend", "--config", str(file)], name, tree)
 
     def _nginx(self, name: str, inside: str) -> subprocess.Popen[bytes]:
         file = self.folder / f"{name}.conf"
         file.write_text(NGINX_FRAME.format(folder=self.folder, name=name, inside=inside), encoding="utf-8")
         return self._start([str(find("nginx")), "-p", str(self.folder), "-c", str(file)], name)
 
-    def _start(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], name: str, tree: Path | None = None) -> subprocess.Popen[bytes]:
+        env = os.environ if tree is None else {**os.environ, "PYTHONPATH": str(tree)}
         with (self.folder / f"{name}.out").open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out)
+            process = subprocess.Popen(command, stdout=out, stderr=out, cwd=tree, env=env)
         self._processes.append(process)
         return process
 

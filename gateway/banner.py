@@ -5,7 +5,7 @@ Pure.
 
 from collections.abc import Sequence
 
-from gateway import __version__
+from gateway.build import version
 from gateway.config import Config
 from gateway.fleet.lanes import Fleet
 from gateway.layout import layout
@@ -23,7 +23,7 @@ def banner(config: Config, bound: Sequence[Bound], fleet: Fleet) -> list[str]:
     for member in fleet.members:
         devices += [*member.devices, *[""] * member.gpus][: member.gpus]
     return [
-        f"comfy-gateway {__version__} is ready",
+        f"comfy-gateway {version()} is ready",
         *(f"  GPU {gpu:<6} {first[gpu]}   {devices[gpu]}".rstrip() for gpu in range(config.gpus)),
         f"  front door {first[None]}   least busy GPU; /gpu0/ ... /queue/all /health /metrics",
         *(

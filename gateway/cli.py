@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from gateway import __version__
+from gateway.build import version
 from gateway.config import Config
 from gateway.settings.size import with_gpus
 from gateway.tools.cli import add_tools, tool
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="comfy-gateway", description="One port per GPU, each a complete ComfyUI, and a balanced front door."
     )
-    parser.add_argument("--version", action="version", version=f"comfy-gateway {__version__}")
+    parser.add_argument("--version", action="version", version=f"comfy-gateway {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     up = commands.add_parser(
         "up",

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 RUNGS = [
     "gateway",
+    "gateway.build",
     "gateway.spec",
     "gateway.webhook",
     "gateway.schedule",

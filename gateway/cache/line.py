@@ -97,6 +97,11 @@ class Line:
         if self.flight is None:
             self._depart()
 
+    @property
+    def flying(self) -> bool:
+        """Whether the backend is being asked."""
+        return self.flight is not None
+
     def leave(self, waiter: Waiter) -> None:
         """Wait no more."""
         if waiter in self._next:
@@ -115,9 +120,11 @@ class Line:
                 waiter.stored(entry, SHARED)
             else:
                 self._next.append(waiter)
-        if self._next and self.flight is None:
+        if self.flying:
+            return  # one of them has asked again meanwhile
+        if self._next:
             self._depart()
-        elif not self._next and self.flight is None:
+        else:
             self._owner.settled(self)
 
     def scatter(self) -> None:

@@ -23,7 +23,9 @@ CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 FRONT: Final = "front"
 """The ``gpu`` label of what the front door answers or sends on without choosing a GPU."""
 
-BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
+BOUNDS: Final[tuple[float, ...]] = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0
+)
 """Upper bounds of the duration buckets in seconds: from one small GET to the read time-out."""
 
 TO_BACKEND: Final = "to_backend"

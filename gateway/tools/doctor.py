@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from gateway.build import compiled
 from gateway.config import Config
 from gateway.spec import MB
 from gateway.tools.door import Door, ToolError
@@ -52,6 +53,7 @@ class Finding:
 def examine(config: Config, env: Mapping[str, str]) -> Iterator[Finding]:
     """Everything there is to say, in the order in which it matters."""
     yield _python()
+    yield _data_path()
     yield from _ports(config)
     yield _files(config)
     yield _disk(config)
@@ -70,6 +72,12 @@ def render(findings: list[Finding]) -> list[str]:
 
 def _python() -> Finding:
     return Finding(OK, f"Python {sys.version.split()[0]} at {sys.executable}")
+
+
+def _data_path() -> Finding:
+    if compiled():
+        return Finding(OK, "the data path is compiled")
+    return Finding(OK, "the data path is plain Python", "`make fast` compiles it, for a third less CPU per request")
 
 
 def _ports(config: Config) -> Iterator[Finding]:

@@ -152,8 +152,8 @@ class BackendConnection(asyncio.Protocol):
                 self._take_head(exchange, data)
         except GatewayError as error:
             self._fail(error)
-        except BodyError as error:
-            self._fail(GatewayError(BACKEND_BROKE, "The backend's answer is malformed.", str(error)))
+        except BodyError as broken:  # a name of its own: mypyc gives one type to each
+            self._fail(GatewayError(BACKEND_BROKE, "The backend's answer is malformed.", str(broken)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Settle the request in progress, after a last look at what the backend may have said before it closed."""

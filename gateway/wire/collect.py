@@ -46,9 +46,7 @@ class Collect:
         self._retried = False
         self._over = False
         self._ticket: Ticket | None = None
-        ticket = pool.acquire(self, fresh=False)
-        if self._connection is None and not self._over:
-            self._ticket = ticket
+        self._ticket = pool.acquire(self, fresh=False)
 
     def cancel(self) -> None:
         """Nobody wants it any more."""

@@ -6,6 +6,7 @@ connection and gives one, or an error.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -61,12 +62,14 @@ class Pool:
         """Connections that a request holds or is opening. Bridges do not count."""
         self.opened_total = 0
         self.apply(config)
-        self._unix, self._host, self._port = parse_backend_url(url)
+        self._path, self._host, self._port = parse_backend_url(url)
         self._idle: list[BackendConnection] = []
         self._waiting: deque[Ticket] = deque()
         self._dials: set[asyncio.Task[None]] = set()
         self._open: set[BackendConnection] = set()
         self.clock: Deadlines
+        self.dial: Callable[[Ticket], None] = self._dial
+        """How a connection is opened for who waits."""
         self._closed = False
 
     def apply(self, config: Config) -> None:
@@ -114,7 +117,7 @@ class Pool:
             borrower.connected(connection)
             return None
         ticket = Ticket(self, borrower, fresh=fresh)
-        self._dial(ticket)
+        self.dial(ticket)
         return ticket
 
     def release(self, connection: BackendConnection, *, reusable: bool) -> None:
@@ -191,7 +194,7 @@ class Pool:
                 ticket.borrower = None
                 borrower.connected(connection)
             else:
-                self._dial(ticket)
+                self.dial(ticket)
 
     def _dial(self, ticket: Ticket) -> None:
         loop = asyncio.get_running_loop()
@@ -205,8 +208,8 @@ class Pool:
         connection: BackendConnection | None = None
         try:
             async with asyncio.timeout(self._connect_timeout):
-                if self._unix:
-                    _, connection = await loop.create_unix_connection(self._make, self._unix)
+                if self._path:
+                    _, connection = await loop.create_unix_connection(self._make, self._path)
                 else:
                     _, connection = await loop.create_connection(self._make, self._host, self._port)
         except TimeoutError:

@@ -139,7 +139,7 @@ class Stage:
         self.most = 0
         """The most bytes of a request that were ever held back."""
         for pool in self.proxy.pools:
-            pool._dial = self._dialler(pool)  # type: ignore[method-assign]  # connects at once, without a task
+            pool.dial = self._dialler(pool)  # connects at once, without a task
         connection = ClientConnection(self.proxy, 0)
         self.client = Line(connection)
         self.connection = connection

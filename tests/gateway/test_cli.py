@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import __version__
+from gateway.build import version
 from gateway.cli import effective, main, split_rest
 from gateway.config import Backend, Config
 
@@ -140,7 +140,7 @@ def test_wrong_arguments_end_in_2(argv: list[str]):
 def test_the_version_is_the_packages():
     """--version, through the interpreter, exits with 0."""
     done = subprocess.run([sys.executable, "-m", "gateway", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"comfy-gateway {__version__}\n"
+    assert done.stdout == f"comfy-gateway {version()}\n"
 
 
 def test_the_gateway_never_imports_torch_nor_a_web_framework():
