@@ -81,3 +81,26 @@ def test_every_alert_says_what_to_do_and_is_tested():
         assert "summary:" in body, name
         assert "action:" in body, name
         assert re.search(rf"alertname: {name}\n\s+exp_alerts:\n", tests), f"{name} has no test in which it fires"
+
+
+def test_grafana_would_find_what_it_is_given():
+    """Its files by their shape alone, for no Grafana is started here: source, provider, and where the board is put."""
+    yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
+    given = DEPLOY / "grafana/provisioning"
+    (source,) = yaml.safe_load((given / "datasources/prometheus.yml").read_text(encoding="utf-8"))["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    (provider,) = yaml.safe_load((given / "dashboards/comfy-gateway.yml").read_text(encoding="utf-8"))["providers"]
+    assert provider["type"] == "file"
+    services = yaml.safe_load((DEPLOY / "docker/compose.yml").read_text(encoding="utf-8"))["services"]
+    mounts = dict(mount.split(":")[:2] for mount in services["grafana"]["volumes"])
+    assert mounts["../grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert Path(mounts["../grafana/dashboard.json"]).parent == Path(provider["options"]["path"])
+    assert source["url"].endswith(":9090")
+    for service in services.values():
+        for mount in service.get("volumes", []):
+            assert not mount.startswith("..") or (DEPLOY / "docker" / mount.split(":")[0]).exists(), mount
+    board = json.loads((DEPLOY / "grafana/dashboard.json").read_text(encoding="utf-8"))
+    assert board["uid"]
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    placed = [panel["gridPos"] for panel in board["panels"]]
+    assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 and place["h"] > 0 for place in placed)

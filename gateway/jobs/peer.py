@@ -47,9 +47,11 @@ class Peer:
                 self.member.failed()
             raise
 
-    async def submit(self, body: bytes, gpu: int | None) -> Reply:
-        """Submit a prompt on the gateway's own account; raises ``AskError``."""
+    async def submit(self, body: bytes, gpu: int | None, trace: str = "") -> Reply:
+        """Submit a prompt on the gateway's own account, within that trace; raises ``AskError``."""
         lines = b"Content-Type: application/json\r\n"
+        if trace:
+            lines += b"traceparent: %b\r\n" % trace.encode()
         if gpu is not None:
             lines += self.line(gpu)
         return await self.send(b"POST", b"/prompt", lines, body)

@@ -71,7 +71,7 @@ class Sending:
             if kept.cancel:
                 await self._cancel(record, body)
                 return None
-            reply = await peer.submit(again(body), record.gpu)
+            reply = await peer.submit(again(body), record.gpu, record.trace)
             if reply.status == _TAKES_NONE:
                 # The lane is broken and the backend about to start again: this says nothing about the job.
                 await self._journal.note(record.id, boot="")
@@ -95,7 +95,7 @@ class Sending:
             before: dict[str, Any] = {"gpu": record.gpu, "boot": record.boot, "booted": record.booted}
             here = await self._journal.note(record.id, durable=True, gpu=gpu, boot=member.boot, booted=member.booted)
             try:
-                reply = await peer.submit(again(body), gpu)
+                reply = await peer.submit(again(body), gpu, record.trace)
             except AskError:
                 # It may have come there: whoever looks at that backend's queues finds it, or sends it again.
                 await self._journal.note(record.id, boot="")

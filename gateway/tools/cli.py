@@ -40,6 +40,9 @@ def add_tools(commands: Commands) -> None:
     logs.add_argument("--backend", type=int, default=0, metavar="N", help="which, where there are several (0)")
     logs.add_argument("-n", dest="lines", type=_whole_bound, default=100, metavar="LINES", help="so many (100)")
     logs.add_argument("-f", "--follow", action="store_true", help="and those that come")
+    bench = _asking(commands.add_parser("bench", help="what the gateway adds to a small request"), json=False)
+    bench.add_argument("--gpu", type=int, default=0, metavar="N", help="whose port's queue is asked for (0)")
+    bench.add_argument("--requests", type=_whole_bound, default=100, metavar="N", help="so many each way (100)")
     doctor = commands.add_parser("doctor", help="look at this machine: ports, files, disk, torch, GPUs, ComfyUI, nodes")
     doctor.add_argument("--config", type=Path, metavar="FILE", help="settings (default ./config.toml if it is there)")
     doctor.add_argument("--comfyui", metavar="DIR", help="ComfyUI checkout (default COMFYUI_DIR)")
@@ -71,6 +74,12 @@ def _run(args: argparse.Namespace) -> int:
     from gateway.tools import commands  # noqa: PLC0415
 
     door = _door(args)
+    if args.command == "bench":
+        from gateway.tools.bench import bench  # noqa: PLC0415
+
+        backend = _config(args.config).backend.url
+        print("\n".join(bench(door, backend, gpu=args.gpu, requests=args.requests)))
+        return 0
     if args.command == "status":
         return commands.status(door, as_json=args.json, watch=args.watch)
     if args.command == "jobs":

@@ -106,9 +106,23 @@ class Door:
             return http.client.HTTPSConnection(self._host, self._port, timeout=_SILENCE, context=self._context)
         return http.client.HTTPConnection(self._host, self._port, timeout=_SILENCE)
 
+    def kept(self) -> http.client.HTTPConnection:
+        """A connection of one's own, for many exchanges; they are to carry ``headers``."""
+        return self._connect()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What shows the key."""
+        return dict(self._headers)
+
     def _silent(self, error: Exception) -> ToolError:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return ToolError(f"no answer from {self.url} ({reason}); is `comfy-gateway up` running there? See --url", 3)
+        return silent(self.url, error)
+
+
+def silent(url: str, error: Exception) -> ToolError:
+    """Nobody answers there, and why."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return ToolError(f"no answer from {url} ({reason}); is `comfy-gateway up` running there? See --url", 3)
 
 
 def told(reply: Reply) -> str:

@@ -146,3 +146,17 @@ def test_each_key_may_do_what_its_scope_says(make: Callable[..., Product]):
     wait_until(lambda: as_one(worker, "jobs").returncode == 1, 60, "the revoked key is refused")
     assert as_one(chief, "jobs").returncode == 0
     assert worker not in product.log()
+
+
+def test_a_bench_asks_both_and_submits_nothing(product: Product):
+    """A line for each way and the difference; what is more than the limit on reads is said."""
+    config = ("--config", str(product.folder / "config.toml"))
+    before = product.metric('comfy_gateway_requests_total{gpu="1",kind="submit",status="200"}')
+    done = typed(product, "bench", "--gpu", "1", "--requests", "20", *config)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[0].strip() for line in done.stdout.splitlines()] == [
+        "through the gateway", "the backend itself", "the gateway adds",
+    ]
+    assert product.metric('comfy_gateway_requests_total{gpu="1",kind="submit",status="200"}') == before
+    wrong = typed(product, "bench", "--gpu", "9", *config)
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (1, "", 1)

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.cli import main
 from gateway.config import Config
+from gateway.tools.bench import told as told_bench
 from gateway.tools.commands import _workflow, issuing
 from gateway.tools.completion import completion
 from gateway.tools.doctor import BAD, OK, WARN, _driver, examine, render
@@ -166,6 +167,15 @@ def test_the_doctor_tells_the_driver(tmp_path: Path):
     assert (_driver(file).level, _driver(file).what) == (OK, "no NVIDIA driver is loaded")
     file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n")
     assert _driver(file).what == "NVIDIA driver 550.54.15"
+
+
+def test_a_bench_tells_both_ways_and_what_lies_between():
+    """In milliseconds; one way alone has nothing to be compared with."""
+    lines = list(told_bench([("a", [0.002, 0.003, 0.004]), ("the other", [0.001] * 3)]))
+    assert lines[0].startswith("a          median 3.00 ms  p99 ")
+    assert lines[1] == "the other  median 1.00 ms  p99 1.00 ms  (3 requests)"
+    assert lines[2] == "the gateway adds  median 2.00 ms"
+    assert len(list(told_bench([("a", [0.002])]))) == 1
 
 
 def test_status_tells_what_holds_the_gpus_up():
