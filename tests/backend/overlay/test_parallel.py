@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+import types
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -360,3 +362,25 @@ def test_an_untried_version_that_fits_needs_a_word() -> None:
     assert said is not None
     assert "allow_unknown" in said
     assert parallel.refusal("9.9", exact=False, allow_unknown=True, misfits=[]) is None
+
+
+async def test_executors_are_none_of_what_is_never_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there at the start is frozen; each lane's executor is made after that, and before anything has run."""
+    calls: list[str] = []
+
+    async def warm_up(*_: object) -> None:
+        calls.append("warm-up")
+
+    monkeypatch.setattr(parallel.gc, "freeze", lambda: calls.append("freeze"))
+    monkeypatch.setattr(parallel.warmup, "run", warm_up)
+    monkeypatch.setattr(parallel.ready, "say", lambda _: calls.append("ready"))
+    there = threading.Event()
+    there.set()
+    queues = [types.SimpleNamespace(renew=lambda: calls.append("renew")) for _ in range(2)]
+    state: Any = types.SimpleNamespace(
+        warm={0: there, 1: there}, listening=there, lanes=[0, 1], queues=types.SimpleNamespace(lanes=queues)
+    )
+    options: Any = types.SimpleNamespace(warmup="workflow.json", warmup_models=())
+    line: Any = types.SimpleNamespace(url="http://127.0.0.1:1")
+    await parallel._announce(state, line, options)
+    assert calls == ["freeze", "renew", "renew", "warm-up", "ready"]
