@@ -2,10 +2,12 @@
 
 usage: COMFYUI_DIR=/path/to/ComfyUI [COMFYUI_PYTHON=…] python -m bench.memory [--dtype fp32] [--lanes 4] [--models DIR]
 
-Starts the backend on virtual CPU lanes four times (store on and off, one lane and several), runs the same pictures
-on every lane and prints what the kernel says of the process: anonymous, file-mapped, shared (weights that were
-converted) and peak resident memory, their ratio to one lane, growth, and how long the second lane's load took.
-Pictures are compared byte by byte over lanes and runs. Needs no GPU; about 8 GB of free memory for fp32.
+Starts the backend on virtual CPU lanes four times (store on and off, one lane and several). Each lane first loads the
+checkpoint without a job (``POST /preload``) and then makes a picture, so that what its models cost and what its work
+leaves are told apart; ten more pictures follow, on all lanes at once, and a rest. Prints what the kernel says of the
+process: anonymous, file-mapped, shared (weights that were converted) and peak resident memory, their ratio to one
+lane, growth, how long the second lane's load took, and whether each goal is met. Pictures are compared byte by byte
+over lanes and runs. Needs no GPU; about 8 GB of free memory for fp32.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from tests.comfyui import stack
@@ -27,6 +30,8 @@ MIB = 1024 * 1024
 MORE_JOBS = 10
 JOB_LIMIT = 600.0
 """Seconds one job may take on a loaded machine."""
+REST = 25.0
+"""Seconds without a job after which the process has collected and given back: two of its ten-second turns."""
 CHECKPOINT = "memory_bench.safetensors"
 NODE_SECONDS = "comfy_backend_node_seconds_sum"
 LOADER = "CheckpointLoaderSimple"
@@ -59,14 +64,25 @@ class Run:
 
     store: bool
     lanes: int
-    idle: Memory | None = None
-    loaded: Memory | None = None
-    """After every lane ran its first job."""
+    moments: list[Memory] = field(default_factory=list)
+    """At the start, and then for each lane after its load and after its first job."""
     later: Memory | None = None
     """After ten further jobs."""
+    rest: Memory | None = None
+    """Some time after the last job."""
     load_seconds: list[float] = field(default_factory=list)
     """The loader node's seconds by lane; lane 0 was the first."""
     pictures: list[str] = field(default_factory=list)
+
+    @property
+    def loaded(self) -> Memory:
+        """After every lane ran its first job."""
+        return self.moments[-1]
+
+    def grown(self, what: int) -> list[int]:
+        """Bytes by which each lane's load (1) or first job (2) made the process grow."""
+        sizes = [moment.resident for moment in self.moments]
+        return [after - before for before, after in zip(sizes[what - 1 :: 2], sizes[what::2], strict=False)]
 
 
 def workflow(seed: int) -> dict[str, Any]:
@@ -123,9 +139,14 @@ class Backend:
     def ask(self, path: str, lane: int, body: Any = None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         headers = {"X-TARGET-GPU": str(lane), "Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+        request = urllib.request.Request(self.url + path, data, headers)
+        with urllib.request.urlopen(request, timeout=JOB_LIMIT) as answer:
             content: bytes = answer.read()
         return content
+
+    def preload(self, lane: int) -> None:
+        """Loads the checkpoint on the lane without a job."""
+        self.ask("/preload", lane, {"models": [{"type": "checkpoints", "name": CHECKPOINT}]})
 
     def submit(self, lane: int, seed: int) -> str:
         return str(json.loads(self.ask("/prompt", lane, {"prompt": workflow(seed)}))["prompt_id"])
@@ -152,21 +173,22 @@ class Backend:
 
 
 def measure(comfy: stack.Comfy, folder: Path, models: Path, lanes: int, store: bool) -> Run:
-    """One start: the first lane's first job, the second's, the others' together, then ten more."""
+    """One start: each lane's load and first job, then ten more jobs on all at once, then a rest."""
     run = Run(store, lanes)
     folder.mkdir(parents=True, exist_ok=True)
     backend = Backend(comfy, folder, models, lanes, store)
     try:
-        run.idle = backend.memory()
-        run.pictures.append(backend.picture(0, backend.submit(0, 1)))
-        if lanes > 1:
-            run.pictures.append(backend.picture(1, backend.submit(1, 1)))
-        others = [(lane, backend.submit(lane, 1)) for lane in range(2, lanes)]
-        run.pictures += [backend.picture(lane, job) for lane, job in others]
-        run.loaded = backend.memory()
+        run.moments.append(backend.memory())
+        for lane in range(lanes):
+            backend.preload(lane)
+            run.moments.append(backend.memory())
+            run.pictures.append(backend.picture(lane, backend.submit(lane, 1)))
+            run.moments.append(backend.memory())
         more = [(index % lanes, backend.submit(index % lanes, 2 + index)) for index in range(MORE_JOBS)]
         run.pictures += [backend.picture(lane, job) for lane, job in more]
         run.later = backend.memory()
+        time.sleep(REST)
+        run.rest = backend.memory()
         run.load_seconds = [backend.loader_seconds(lane) for lane in range(lanes)]
     finally:
         backend.running.stop()
@@ -174,35 +196,75 @@ def measure(comfy: stack.Comfy, folder: Path, models: Path, lanes: int, store: b
 
 
 def report(runs: list[Run]) -> list[str]:
-    """The table, and the figures that follow from it."""
-    lines = ["| store | lanes | resident MiB | anonymous | file-mapped | shared | peak | ten more | loader s by lane |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    """The table and what follows from it; ``runs``: one lane and several with the store, then both without."""
+    lines = [
+        "| store | lanes | resident MiB | anonymous | file-mapped | shared | peak | ten more | at rest | loader s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     lines += [_row(run) for run in runs]
-    for store in (True, False):
-        one, many = (run for run in runs if run.store is store)
-        resident, peak = (_loaded(many).resident / _loaded(one).resident, _loaded(many).peak / _loaded(one).peak)
-        added = (_loaded(many).resident - _loaded(one).resident) / (many.lanes - 1) / MIB
-        lines.append(f"store {'on' if store else 'off'}: {many.lanes} lanes over 1: resident {resident:.2f} x, peak "
-                     f"{peak:.2f} x, {added:.0f} MiB for each further lane")
-    shared, plain = runs[1].load_seconds, runs[3].load_seconds
-    lines.append(f"second lane's load: {shared[1]:.2f} s, {shared[1] / shared[0]:.0%} of the first with the store, "
-                 f"{shared[1] / plain[0]:.0%} of the first without")
+    for one, many in (runs[:2], runs[2:]):
+        lines.append(f"store {'on' if many.store else 'off'}: {many.lanes} lanes over 1: resident "
+                     f"{_ratio(one.loaded.resident, many.loaded.resident):.2f} x, at rest "
+                     f"{_ratio(_at_rest(one), _at_rest(many)):.2f} x, peak {_ratio(_peak(one), _peak(many)):.2f} x")
+        loads, work = (", ".join(f"{size / MIB:.1f}" for size in many.grown(what)) for what in (1, 2))
+        lines.append(f"    MiB by which each lane's load made it grow: {loads}; its first job: {work}")
     equal, total = _same(runs)
-    lines.append(f"pictures: {equal} of {total} equal their twin")
-    return lines
+    return [*lines, *goals(runs), f"pictures: {equal} of {total} equal their twin"]
+
+
+def goals(runs: list[Run]) -> list[str]:
+    """Each goal of the store, with the figure it is judged by and whether that meets it."""
+    one, many, plain = runs[0], runs[1], runs[2]
+    further = many.lanes - 1
+    work = further * mean(many.grown(2)[1:])
+    most = 1.10 * one.loaded.resident + work
+    grown = _ratio(many.loaded.resident, _later(many).resident) - 1
+    first, second = many.load_seconds[:2]
+    resident, rest = _ratio(one.loaded.resident, many.loaded.resident), _ratio(_at_rest(one), _at_rest(many))
+    return [
+        _goal(many.loaded.resident <= most,
+              f"resident {many.loaded.resident / MIB:.0f} MiB, at most {most / MIB:.0f}: 1.10 x one lane and the "
+              f"{work / MIB:.0f} MiB that the work of {further} further lanes leaves"),
+        _goal(resident <= 1.10, f"resident {resident:.3f} x one lane, at most 1.10, nothing allowed for work"),
+        _goal(rest <= 1.10, f"at rest {rest:.3f} x one lane, at most 1.10, nothing allowed for work"),
+        _goal(_ratio(_peak(one), _peak(many)) <= 1.15, f"peak {_ratio(_peak(one), _peak(many)):.3f} x one lane's, at "
+              "most 1.15"),
+        _goal(grown < 0.01, f"ten more jobs {grown:+.2%}, less than 1 %"),
+        *(_goal(second < 0.10 * whole, f"second lane's load {second:.3f} s, {second / whole:.1%} of a first load "
+                f"{kind} the store, less than 10 %") for kind, whole in (("without", plain.load_seconds[0]),
+                                                                          ("with", first))),
+    ]
+
+
+def _goal(met: bool, words: str) -> str:
+    return f"goal {'met   ' if met else 'MISSED'} {words}"
 
 
 def _row(run: Run) -> str:
-    now, later = _loaded(run), run.later
-    grown = later.resident / now.resident - 1 if later else 0.0
-    seconds = ", ".join(f"{value:.2f}" for value in run.load_seconds)
+    now = run.loaded
+    grown = _ratio(now.resident, _later(run).resident) - 1
+    seconds = ", ".join(f"{value:.3f}" for value in run.load_seconds)
     return (f"| {'on' if run.store else 'off'} | {run.lanes} | {now.resident / MIB:.0f} | {now.anonymous / MIB:.0f} | "
-            f"{now.mapped / MIB:.0f} | {now.shared / MIB:.0f} | {now.peak / MIB:.0f} | {grown:+.1%} | {seconds} |")
+            f"{now.mapped / MIB:.0f} | {now.shared / MIB:.0f} | {_peak(run) / MIB:.0f} | {grown:+.1%} | "
+            f"{_at_rest(run) / MIB:.0f} | {seconds} |")
 
 
-def _loaded(run: Run) -> Memory:
-    assert run.loaded is not None, "measured runs have it"
-    return run.loaded
+def _ratio(one: int, many: int) -> float:
+    return many / one
+
+
+def _later(run: Run) -> Memory:
+    assert run.later is not None, "measured runs have it"
+    return run.later
+
+
+def _peak(run: Run) -> int:
+    return _later(run).peak
+
+
+def _at_rest(run: Run) -> int:
+    assert run.rest is not None, "measured runs have it"
+    return run.rest.resident
 
 
 def _same(runs: list[Run]) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Garbage collection and the return of cached device memory: done for all lanes at once, and not once per lane.
 
 Owns how often. Both stop every lane: a collection holds the interpreter, and ``empty_cache`` makes every GPU wait and
-throws all their caches away. What a user asked for, or an out-of-memory error, is never put off.
+throws all their caches away. What a user asked for, or an out-of-memory error, is never put off. What the C library
+keeps of freed memory, for each thread, goes back to the system with each collection.
 """
 
 import functools
@@ -14,6 +15,7 @@ from typing import Any, Final
 from backend.context import current_lane, in_job, in_lane
 from backend.lanes import Lane
 from backend.overlay.patch import Patch, params
+from backend.overlay.weights import pages
 
 MANAGEMENT: Final = "comfy.model_management"
 SECONDS: Final = 10.0
@@ -40,8 +42,9 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
         ),
         Patch(
             "main:gc",
-            functools.partial(_collector, ration) if len(lanes) > 1 else lambda original: original,
-            f"a collection stops all lanes: once in {SECONDS:.0f} s for all of them, not for each",
+            functools.partial(_collector, ration, SECONDS if len(lanes) > 1 else 0.0),
+            f"a collection stops all lanes: once in {SECONDS:.0f} s for all of them, not for each; what the C library "
+            "keeps of freed memory goes back to the system with it",
             _is_gc,
             required=False,
             rebind=False,
@@ -107,20 +110,23 @@ class Ration:
 
 
 class Collector:
-    """Stands for the module ``gc`` in ComfyUI's ``main``: lanes share one collection every ``SECONDS``.
+    """Stands for the module ``gc`` in ComfyUI's ``main``: lanes share one collection in so many ``seconds``.
 
-    One that is put off takes place all the same, when its time has come: a lane that is done may not ask again.
+    ``after`` is called after each. One that is put off takes place all the same, when its time has come: a lane that is
+    done may not ask again.
     """
 
     def __init__(
         self, ration: Ration, module: Any, later: Callable[[float, Callable[[], object]], object],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, seconds: float = SECONDS,
+        after: Callable[[], object] = pages.trim,
     ) -> None:
         self._ration = ration
         self._module = module
         self._later = later
         self._clock = clock
-        self._throttle = Throttle(SECONDS)
+        self._throttle = Throttle(seconds)
+        self._after = after
         self._owed = threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
@@ -130,7 +136,7 @@ class Collector:
         """Collect now, or soon with the others; the number of objects found, 0 when it is put off."""
         lane = current_lane()
         if lane is None or self._ration.collects(lane) or self._throttle.allows(self._clock()):
-            return int(self._module.collect(*args))
+            return self._collect(*args)
         if self._owed.acquire(blocking=False):
             self._later(self._throttle.rest(self._clock()), self._pay)
         return 0
@@ -138,7 +144,12 @@ class Collector:
     def _pay(self) -> None:
         self._owed.release()
         self._throttle.allows(self._clock())
-        self._module.collect()
+        self._collect()
+
+    def _collect(self, *args: Any) -> int:
+        found = int(self._module.collect(*args))
+        self._after()
+        return found
 
 
 def _in_a_while(seconds: float, call: Callable[[], object]) -> None:
@@ -153,8 +164,8 @@ def _is_gc(original: Any) -> str | None:
     return None if original is gc else f"expected the module gc, found {type(original).__name__}"
 
 
-def _collector(ration: Ration, original: Any) -> Any:
-    return Collector(ration, original, _in_a_while)
+def _collector(ration: Ration, seconds: float, original: Any) -> Any:
+    return Collector(ration, original, _in_a_while, seconds=seconds)
 
 
 def _unload_all(ration: Ration, original: Callable[[], None]) -> Any:

@@ -8,15 +8,22 @@ done it work on copies of their own, as in plain ComfyUI, as long as the process
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from backend.overlay.weights import modules
 from backend.overlay.weights.loading import apart
 from backend.overlay.weights.store import Store
 
 log = logging.getLogger("backend.overlay")
+
+PAUSE: Final = 60.0
+"""Seconds between two looks after jobs without custom nodes."""
+SHARE: Final = 0.01
+"""Part of the time that those looks may take."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,13 @@ class Finding:
 class Guard:
     """Watches the jobs of all lanes; ``forget`` is told each lane that must drop its models and kept outputs."""
 
-    def __init__(self, store: Store, forget: Callable[[int], None] = lambda lane: None) -> None:
+    def __init__(
+        self, store: Store, forget: Callable[[int], None] = lambda lane: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.forget = forget
+        self._clock = clock
+        self._next = clock() + PAUSE
         self._store = store
         self._lock = threading.Lock()
         self._running: dict[int, Worker] = {}
@@ -92,11 +104,15 @@ class Guard:
         with self._lock:
             self._running.pop(ended.lane, None)
             others = list(self._running.values())
-        # Looking costs some 17 ms per GiB; ComfyUI's own nodes were all run over masters that nobody can write.
-        if not ended.packs:
+        # Looking costs some 17 ms per GiB. ComfyUI's own nodes change weights in ways that are followed: whether all
+        # of them do is looked at now and then.
+        begin = self._clock()
+        if not ended.packs and begin < self._next:
             return
         try:
             paths = self._store.written()
+            now = self._clock()
+            self._next = now + max(PAUSE, (now - begin) / SHARE)
         except OSError as error:
             if not self._told:
                 self._told = True

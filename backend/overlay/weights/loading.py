@@ -5,6 +5,8 @@ what becomes of them.
 """
 
 import functools
+import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,6 +30,34 @@ _apart: Final[ContextVar[bool]] = ContextVar("backend_apart", default=False)
 _passing: Final = pages.Passing()
 
 
+class Growing:
+    """A time in which much is made and nothing thrown away: the collector would only look through it, again and again.
+
+    Collections that somebody asks for take place.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._was_on = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._was_on = gc.isenabled()
+                gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._was_on:
+                gc.enable()
+
+
+_growing: Final = Growing()
+
+
 def current() -> Loading | None:
     """The loading this code belongs to."""
     return _current.get()
@@ -46,7 +76,7 @@ def loading() -> Iterator[Loading]:
         return
     token = _current.set(inside)
     try:
-        with _passing:
+        with _passing, _growing:
             yield inside
     finally:
         _current.reset(token)

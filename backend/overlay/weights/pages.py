@@ -175,7 +175,12 @@ class Passing:
             self._inside -= 1
             if self._inside == 0:
                 _threshold(_HIGH)
-                _allocator("malloc_trim", ctypes.c_size_t(0))
+                trim()
+
+
+def trim() -> None:
+    """Give the system what glibc's heaps keep of freed memory; one heap for each thread, each locked in turn."""
+    _allocator("malloc_trim", ctypes.c_size_t(0))
 
 
 def _threshold(size: int) -> None:

@@ -22,11 +22,16 @@ class Stand:
     """A collector with a clock and a timer set by hand."""
 
     def __init__(self) -> None:
-        self.now, self.collected = 100.0, 0
+        self.now, self.collected, self.trimmed = 100.0, 0, 0
         self.waiting: list[tuple[float, Callable[[], object]]] = []
         self.ration = Ration()
         module = types.SimpleNamespace(collect=self._collect, isenabled=gc.isenabled)
-        self.gc = Collector(self.ration, module, lambda *later: self.waiting.append(later), lambda: self.now)
+        self.gc = Collector(self.ration, module, lambda *later: self.waiting.append(later), lambda: self.now,
+                            after=self._trim)
+
+    def _trim(self) -> None:
+        assert self.collected == self.trimmed + 1, "only what was collected can be given back"
+        self.trimmed += 1
 
     def _collect(self, *_: int) -> int:
         self.collected += 1
@@ -44,7 +49,7 @@ def test_lanes_share_a_collection():
     assert [seconds for seconds, _ in stand.waiting] == [SECONDS]
     stand.now += SECONDS
     stand.waiting.pop()[1]()
-    assert stand.collected == 2
+    assert stand.collected == stand.trimmed == 2
     assert stand.of(1) == 0
     assert len(stand.waiting) == 1
 
@@ -111,12 +116,22 @@ def test_after_that_it_is_rationed_again(management: Any, monkeypatch: pytest.Mo
 def test_one_lane_collects_as_always(monkeypatch: pytest.MonkeyPatch):
     """Where nobody else stands still, nothing is put off."""
     main = types.ModuleType("main")
+    found = types.SimpleNamespace(collections=0)
+
+    def collect(*_: int) -> int:
+        found.collections += 1
+        return 7
+
+    monkeypatch.setattr(gc, "collect", collect)
     main.gc = gc  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "main", main)
     patch = next(one for one in tidying.patches(cpu_lanes(1)) if one.target == "main:gc")
     patch.install()
-    assert main.gc is gc
+    with in_lane(0):
+        assert [main.gc.collect() for _ in range(3)] == [7, 7, 7]
+    assert found.collections == 3
     patch.remove()
+    assert main.gc is gc
 
 
 def test_only_the_module_itself_is_replaced(monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,7 @@ from backend.holdings import Weights
 from backend.lanes import Lane
 from backend.overlay.patches import weights
 from backend.overlay.weights import modules, pages
-from backend.overlay.weights.guard import Guard
+from backend.overlay.weights.guard import PAUSE, SHARE, Guard
 from backend.overlay.weights.loading import loading
 from backend.overlay.weights.report import Report
 from backend.overlay.weights.sealed import CHUNK, SMALL, Memory, content
@@ -168,6 +168,44 @@ def test_a_writer_is_looked_for_among_the_jobs_with_custom_nodes(store: Store, t
     done.set()
     thread.join(30)
     assert [store.ledgers.of(lane).writes for lane in (0, 1)] == [1, 0]
+
+
+def test_jobs_without_custom_nodes_are_looked_at_now_and_then(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Once in a while, so that no fault of ComfyUI's own stays; nobody's pack is suspected. What a look takes decides
+    when the next is due."""
+    clock = [0.0]
+    forgotten: list[int] = []
+    guard = Guard(store, forgotten.append, lambda: clock[0])
+    model = load(store, write(tmp_path / "a.safetensors"))
+    before = state(model)
+
+    def job() -> bool:
+        with in_lane(0), guard.job(0, "plain", frozenset()):
+            model.a.weight.data.fill_(7.0)
+        return same(state(model), before)
+
+    assert not job()
+    clock[0] = PAUSE
+    with caplog.at_level(logging.WARNING):
+        assert job()
+    assert "ComfyUI's own nodes" in caplog.text
+    assert forgotten == [0]
+    assert guard.packs == frozenset()
+    looked = store.written
+
+    def slowly() -> list[str]:
+        clock[0] += 5.0
+        return looked()
+
+    store.written = slowly  # type: ignore[method-assign]  # a large store
+    clock[0] = 2 * PAUSE
+    assert job()
+    clock[0] += 5.0 / SHARE - 1.0
+    assert not job()
+    clock[0] += 1.0
+    assert job()
 
 
 def test_a_job_that_fails_is_looked_at_too(store: Store, tmp_path: Path):
