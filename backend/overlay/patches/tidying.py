@@ -112,14 +112,14 @@ class Ration:
 class Collector:
     """Stands for the module ``gc`` in ComfyUI's ``main``: lanes share one collection in so many ``seconds``.
 
-    ``after`` is called after each. One that is put off takes place all the same, when its time has come: a lane that is
-    done may not ask again.
+    ``after`` is called after each, ``own`` in each lane's thread, whether it collects or not. A collection that is put
+    off takes place all the same, when its time has come: a lane that is done may not ask again.
     """
 
     def __init__(
         self, ration: Ration, module: Any, later: Callable[[float, Callable[[], object]], object],
         clock: Callable[[], float] = time.monotonic, seconds: float = SECONDS,
-        after: Callable[[], object] = pages.trim,
+        after: Callable[[], object] = pages.trim, own: Callable[[], object] = pages.trim_own,
     ) -> None:
         self._ration = ration
         self._module = module
@@ -127,6 +127,7 @@ class Collector:
         self._clock = clock
         self._throttle = Throttle(seconds)
         self._after = after
+        self._own = own
         self._owed = threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
@@ -136,10 +137,13 @@ class Collector:
         """Collect now, or soon with the others; the number of objects found, 0 when it is put off."""
         lane = current_lane()
         if lane is None or self._ration.collects(lane) or self._throttle.allows(self._clock()):
-            return self._collect(*args)
-        if self._owed.acquire(blocking=False):
-            self._later(self._throttle.rest(self._clock()), self._pay)
-        return 0
+            found = self._collect(*args)
+        else:
+            found = 0
+            if self._owed.acquire(blocking=False):
+                self._later(self._throttle.rest(self._clock()), self._pay)
+        self._own()
+        return found
 
     def _pay(self) -> None:
         self._owed.release()

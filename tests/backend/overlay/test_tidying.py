@@ -22,12 +22,15 @@ class Stand:
     """A collector with a clock and a timer set by hand."""
 
     def __init__(self) -> None:
-        self.now, self.collected, self.trimmed = 100.0, 0, 0
+        self.now, self.collected, self.trimmed, self.own = 100.0, 0, 0, 0
         self.waiting: list[tuple[float, Callable[[], object]]] = []
         self.ration = Ration()
         module = types.SimpleNamespace(collect=self._collect, isenabled=gc.isenabled)
         self.gc = Collector(self.ration, module, lambda *later: self.waiting.append(later), lambda: self.now,
-                            after=self._trim)
+                            after=self._trim, own=self._trim_own)
+
+    def _trim_own(self) -> None:
+        self.own += 1
 
     def _trim(self) -> None:
         assert self.collected == self.trimmed + 1, "only what was collected can be given back"
@@ -46,6 +49,7 @@ def test_lanes_share_a_collection():
     """Four lanes that ask within ten seconds get one at once, and together one more when the time has come."""
     stand = Stand()
     assert [stand.of(lane) for lane in range(4)] == [7, 0, 0, 0]
+    assert stand.own == 4, "each thread has memory of its own to give back"
     assert [seconds for seconds, _ in stand.waiting] == [SECONDS]
     stand.now += SECONDS
     stand.waiting.pop()[1]()

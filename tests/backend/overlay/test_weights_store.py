@@ -1,5 +1,6 @@
 """The store of weights: one file is one set of tensors, read once, never written, gone when nobody uses it."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -342,3 +343,46 @@ def test_blocks_that_make_room_for_masters_are_given_back(monkeypatch: pytest.Mo
         assert [value for name, value in calls if name == "mallopt"] == low
     assert calls[-1][0] == "malloc_trim"
     assert min(low) < 1024 * 1024 <= min(value for name, value in calls[len(low) :] if name == "mallopt")
+
+
+HEAP = """
+import ctypes, threading
+from backend.overlay.weights import pages
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+size, count = 30_000, 1000
+blocks = (ctypes.c_void_p * count)()  # not in the thread's heap, whose end is to be free
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * pages.PAGE
+
+def work():
+    pages.trim_own()
+    for place in range(count):
+        blocks[place] = library.malloc(size)
+        ctypes.memset(blocks[place], 1, size)
+    for block in blocks:
+        library.free(block)
+    before = resident()
+    pages.trim_own()
+    print(before - resident())
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library's heaps"
+)
+def test_what_a_threads_heap_keeps_is_given_back():
+    """Small blocks that a thread has freed, 30 MB: the heap keeps them, until that thread is told. In a process of its
+    own, where nothing else is in the heap."""
+    root = Path(__file__).parents[3]
+    ended = subprocess.run(
+        [sys.executable, "-c", HEAP], cwd=root, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(ended.stdout) > 15_000_000
