@@ -170,7 +170,10 @@ def _keys_parser(keys: argparse.ArgumentParser) -> None:
     add.add_argument("--gpu-seconds", type=_bound, default=0.0, metavar="N", help="seconds of GPU a day at most")
     revoke = actions.add_parser("revoke", help="end a key at once")
     revoke.add_argument("name")
-    actions.add_parser("list", help="who has a key")
+    listed = actions.add_parser("list", help="who has a key")
+    for action in (add, revoke, listed):
+        # Before or after the action: what is not given here leaves what was given there.
+        action.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _bound(text: str) -> float:

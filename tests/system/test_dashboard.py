@@ -148,6 +148,10 @@ def test_a_system_is_seen_at_work_and_looked_after(make: Callable[..., Product],
     choose(page, "#log-list select", "jobs on GPU 0")
     page.until(f"!{lines}.includes('{ran}')")
     choose(page, "#log-list select", "everything")
+    press(page, row(ran), ran)
+    page.until("document.getElementById('details-body').innerText.includes('What it wrote')")
+    assert "memory freed, trying again" in page.get("document.getElementById('details-body').innerText")
+    press(page, "document.getElementById('details')", "Close")
 
     os.kill(product.backend_pid(), signal.SIGKILL)
     page.until(f"{card(0)}.dataset.state === 'down'")

@@ -113,7 +113,7 @@ def test_each_key_may_do_what_its_scope_says(make: Callable[..., Product]):
     (product.folder / "config.toml").write_text(product.config(), encoding="utf-8")
 
     def keys(*words: str) -> str:
-        command = [sys.executable, "-m", "gateway", "keys", "--config", config, *words]
+        command = [sys.executable, "-m", "gateway", "keys", *words, "--config", config]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             command, env=env, capture_output=True, text=True, check=True, timeout=100, cwd=product.folder

@@ -1,6 +1,7 @@
 // One job in full: its times, its error, its files, and why it is where it is.
 
 import { ask, duration, jobPath, make } from "./dom.js";
+import { linesOf } from "./logs.js";
 
 const dialog = document.getElementById("details");
 const title = document.getElementById("details-title");
@@ -9,7 +10,7 @@ const body = document.getElementById("details-body");
 export async function open(id) {
   const job = await ask("GET", jobPath(id));
   title.textContent = `Job ${id}`;
-  body.replaceChildren(facts(job), ...problem(job), ...files(job));
+  body.replaceChildren(facts(job), ...problem(job), ...files(job), ...log(id));
   dialog.showModal();
   try {
     const told = await ask("GET", jobPath(id, "/explain"));
@@ -55,6 +56,11 @@ function files(job) {
     list.append(link);
   });
   return [make("h3", {}, "What it made"), list];
+}
+
+function log(id) {
+  const lines = linesOf(id);
+  return lines.length ? [make("h3", {}, "What it wrote"), make("pre", { tabIndex: 0 }, lines.join("\n"))] : [];
 }
 
 function explanation(told) {

@@ -47,6 +47,19 @@ function choice(place, first, last) {
   return select;
 }
 
+// What one job wrote, as far as it is still there. Its id is percent-encoded in the mark, as Python's quote does.
+export function linesOf(job) {
+  const id = encodeURIComponent(job).replace(/[!'()*]/g, (sign) => `%${sign.charCodeAt(0).toString(16).toUpperCase()}`);
+  const found = [];
+  for (const { lines } of places.values()) {
+    for (const line of lines) {
+      const mark = /^\[(?:lane \d+ )?job ([^\s\]]+)\] /.exec(line);
+      if (mark && mark[1] === id) found.push(line.slice(mark[0].length));
+    }
+  }
+  return found;
+}
+
 function draw({ lines, text, mark }) {
   const below = text.scrollHeight - text.scrollTop - text.clientHeight < 30;
   text.textContent = lines.filter((line) => line.startsWith(mark)).join("\n");
