@@ -73,7 +73,11 @@ def _run(args: argparse.Namespace) -> int:
         return _doctor(args)
     from gateway.tools import commands  # noqa: PLC0415
 
-    door = _door(args)
+    try:
+        door = _door(args)
+    except ToolError as error:
+        kept = "; a running gateway keeps the settings that it has" if args.command == "reload" else ""
+        raise ToolError(f"{error}{kept}", error.code) from error
     if args.command == "bench":
         from gateway.tools.bench import bench  # noqa: PLC0415
 
@@ -111,7 +115,7 @@ def _config(file: Path | None) -> Config:
     try:
         return load(file)[0] if file is not None else Config()
     except ConfigError as error:
-        raise ToolError(str(error)) from error
+        raise ToolError("; ".join(str(error).splitlines())) from error
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -78,6 +78,20 @@ def test_errors_are_one_line_with_the_next_step(capsys: pytest.CaptureFixture[st
     assert told(Reply(502, {}, b"<html>")) == "the gateway answered 502"
 
 
+def test_a_reload_of_a_wrong_file_says_that_nothing_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Whoever is asked for it: the file is wrong here already, with each mistake on the one line."""
+    file = tmp_path / "config.toml"
+    file.write_text("[limits]\nbdy = 1\nheaders = 0\n", encoding="utf-8")
+    assert main(["reload", "--config", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "bdy" in said
+    assert "headers" in said
+    assert said.endswith("; a running gateway keeps the settings that it has\n")
+    assert main(["status", "--config", str(file)]) == 1
+    assert "keeps" not in capsys.readouterr().err
+
+
 def test_the_editors_format_is_recognised(tmp_path: Path):
     """The mistake that everybody makes once is named, and the way out."""
     file = tmp_path / "w.json"
