@@ -104,11 +104,13 @@ class HandedOver(SharedAnswer):
         lines = self.head.fields.rewritten or b""
         if gpu is not None:
             lines += self._proxy.gpu_lines[gpu]
-        lines = self._traced(lines) + b"X-Request-ID: %b\r\n" % self.request_id
+        lines += b"X-Request-ID: %b\r\n" % self.request_id
         request = self._request(self._target, self._address, gpu)
         place, self._place = self._place, None
         port = FRONT if front else f"gpu{gpu}"
-        trace = self._span.parent if self._span is not None else ""
+        trace = ""
+        if self._span is not None:
+            lines, trace = traced(lines, self._span), self._span.parent
         self.run(self._proxy, desk(Incoming(request, bytes(self._parts or b""), lines, port, place, trace=trace)))
 
     def begin_span(self, tracing: "Tracing") -> None:
@@ -129,13 +131,12 @@ class HandedOver(SharedAnswer):
         }
         span.end(told, f"status {status}" if status >= 500 else "")
 
-    def _traced(self, lines: bytes) -> bytes:
-        """The lines with our span as the parent of whatever the backend makes of it, in place of the client's."""
-        if self._span is None:
-            return lines
-        return b"%btraceparent: %b\r\n" % (_TRACEPARENT.sub(b"", lines), self._span.parent.encode())
-
     def _request(self, target: bytes, client: str, gpu: int | None) -> Request:
         pairs, request_id = self.head.fields.pairs, self.request_id.decode()
         whose = self._who.name, self._confined, self._who.scope.value
         return Request(self.head.method, target, pairs, client, gpu, self._kind, request_id, *whose)
+
+
+def traced(lines: bytes, span: "Traced") -> bytes:
+    """The lines with this span as the parent of whatever the backend makes of it, in place of the client's own."""
+    return b"%btraceparent: %b\r\n" % (_TRACEPARENT.sub(b"", lines), span.parent.encode())

@@ -22,7 +22,7 @@ from gateway.errors import (
     GatewayError,
 )
 from gateway.fleet.member import RETRY_AFTER, Member
-from gateway.handover import HandedOver
+from gateway.handover import HandedOver, traced
 from gateway.handover import Handler as DeskHandler
 from gateway.jobs.desk import Desk
 from gateway.request import Kind, Request, classify, client_id_of, decoded, resolved, split_prefix
@@ -242,8 +242,10 @@ class ProxiedRequest(HandedOver):
         lines = head.fields.rewritten or b""
         if self._gpu is None and proxy.confluences is not None and self._kind is Kind.EVENTS:
             lines = self._for_all(lines)
+        if self._span is not None:
+            lines = traced(lines, self._span)
         self.forward(
-            b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, self._target, self._traced(lines), self._added_lines()),
+            b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, self._target, lines, self._added_lines()),
             proxy.pools[self._member().index],
         )
 
