@@ -79,7 +79,7 @@ class BackendConnection(asyncio.Protocol):
         self._uploading = False
 
     def start(self, exchange: AnswerReader, head: bytes, *, no_body: bool, uploading: bool) -> None:
-        """Send a request's head; ``no_body`` says that its answer has none (HEAD).
+        """Send a request's head and what there is of its body; ``no_body`` says that its answer has none (HEAD).
 
         ``uploading``: the request's body follows; while it does, the answer is not overdue.
         """

@@ -151,12 +151,12 @@ class Exchange:
         self._ticket = None
         self.backend = connection
         uploading = self._upload_ended is None
-        connection.start(self, self._head_bytes, no_body=self.head.method == b"HEAD", uploading=uploading)
-        if self._early:
-            early, self._early = self._early, None
-            if self.client is not None:
-                self.client.resume_reading()
-            connection.write(b"".join(early))
+        early, self._early = self._early, None
+        if early and self.client is not None:
+            self.client.resume_reading()
+        # In one piece: a second write costs as much as the first.
+        sent = b"".join([self._head_bytes, *early]) if early else self._head_bytes
+        connection.start(self, sent, no_body=self.head.method == b"HEAD", uploading=uploading)
         if not uploading and self.head.has_body and not self._fetching:
             self._end_upload(connection)
 
