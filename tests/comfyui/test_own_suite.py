@@ -35,10 +35,18 @@ jobs, and a class variable of a testing node. A second suite at the same time ma
 
 
 def same(result: Result, plain: Result, apart: tuple[str, ...] = ()) -> None:
-    """Every test ends as it does on plain ComfyUI, but for those that name one of ``apart``."""
+    """What passes on plain ComfyUI passes here, and no test is left out, but for those that name one of ``apart``.
+
+    A test that fails on plain and passes here is told, not held against us: on a slow machine the 20 s that the suite
+    waits for its server may be too short for a whole group, in either run.
+    """
     changed = {name: (plain.outcomes.get(name), given) for name, given in result.outcomes.items()
                if plain.outcomes.get(name) != given and not any(part in name for part in apart)}
-    assert not changed, f"{len(changed)} tests end otherwise: {changed}; see {result.log}"
+    better = {name for name, (_, given) in changed.items() if given == "passed"}
+    if better:
+        print(f"{len(better)} tests pass here and not on plain ComfyUI: {', '.join(sorted(better))}")
+    worse = {name: ends for name, ends in changed.items() if name not in better}
+    assert not worse, f"{len(worse)} tests end worse than on plain ComfyUI: {worse}; see {result.log}"
     assert result.outcomes.keys() == plain.outcomes.keys()
 
 
