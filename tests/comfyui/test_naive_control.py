@@ -12,10 +12,12 @@ from tests.comfyui.stack import Comfy
 from tests.comfyui.test_pictures import NOISE
 from tests.comfyui.wire import Lane
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(1200)]
 
 PATIENCE = 8.0
 """Seconds for jobs that take less than one where things work: dead workers are not waited for longer."""
+
+TRIES = 3
 
 
 @pytest.fixture
@@ -41,12 +43,20 @@ ALONE: dict[str, Callable[[list[Lane]], Verdict]] = {
 }
 
 
+def found_out(name: str, scenario: Callable[[], Verdict]) -> None:
+    """The scenario finds a problem, if not at once then in a later try: what goes wrong are races, won at times."""
+    for turn in range(1, TRIES + 1):
+        verdict = scenario()
+        print(f"\nnaive, {name}, try {turn}: {verdict}; e.g. {verdict.problems[:1]}")
+        if verdict.problems:
+            return
+    pytest.fail(f"{name}: no problem in {TRIES} tries: this scenario proves nothing")
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_scenario_fails(naive: Site, name: str) -> None:
     """The scenario reports problems on the naive approach."""
-    verdict = ALONE[name](naive.lanes)
-    print(f"\nnaive, {name}: {verdict}; e.g. {verdict.problems[:1]}")
-    assert verdict.problems
+    found_out(name, lambda: ALONE[name](naive.lanes))
 
 
 TWINS = {
@@ -59,9 +69,7 @@ TWINS = {
 @pytest.mark.parametrize("name", TWINS)
 def test_pictures_differ(naive: Site, plain: Site, name: str) -> None:
     """Pictures differ from their twins, or jobs are lost, on the naive approach."""
-    verdict = scenarios.same_pictures(naive.lanes, plain.lanes[0], TWINS[name], seconds=3 * PATIENCE)
-    print(f"\nnaive, {name}: {verdict}; e.g. {verdict.problems[:1]}")
-    assert verdict.problems
+    found_out(name, lambda: scenarios.same_pictures(naive.lanes, plain.lanes[0], TWINS[name], seconds=3 * PATIENCE))
 
 
 def test_mixed_prompts_are_lost(naive: Site, plain: Site) -> None:
@@ -73,6 +81,5 @@ def test_mixed_prompts_are_lost(naive: Site, plain: Site) -> None:
         if index % 9 == 4:
             naive.lanes[0].post("/free", {"unload_models": True, "free_memory": True})
 
-    verdict = scenarios.same_pictures(naive.lanes, plain.lanes[0], prompts, seconds=60, meanwhile=free)
-    print(f"\nnaive, mixed: {verdict}; e.g. {verdict.problems[:1]}")
-    assert verdict.problems
+    twin = plain.lanes[0]
+    found_out("mixed", lambda: scenarios.same_pictures(naive.lanes, twin, prompts, seconds=60, meanwhile=free))
