@@ -91,7 +91,7 @@ def test_tokenizers_are_read_once_and_stay_each_lanes_own(reports: dict[str, dic
     """Four kinds: the same tokens as without, also by three at once; who adds words or truncates changes its own."""
     without, shared = reports["off"]["tokenizers"], reports["strict"]["tokenizers"]
     kinds = ("clip_l", "t5", "bert", "qwen")
-    assert (without["compiled"], shared["compiled"]) == (dict.fromkeys(kinds, 3), dict.fromkeys(kinds, 1))
+    assert (without["tables"], shared["tables"]) == (dict.fromkeys(kinds, 3), dict.fromkeys(kinds, 1))
     right = without["tokens"]
     for found in (without, shared):
         assert (found["tokens"], found["at_once"], found["after"]) == (right, [right], [right] * 3)

@@ -390,12 +390,12 @@ def tokenizers(files: Files) -> Results:
     for thread in threads:
         thread.join()
     before = worded(one)
-    shared = {name: len({id(compiled(mine[name])) for mine in (one, two, three)}) for name in one}
+    tables = {name: len({id(word(mine[name])) for mine in (one, two, three)}) for name in one}
     for encoder in two.values():
         encoder.tokenizer.add_tokens(["lighthouse"])
         encoder.tokenizer("a b c", padding="max_length", max_length=50, truncation=True)
     return {
-        "tokens": before, "at_once": sorted(set(at_once)), "compiled": shared, "changed": worded(two),
+        "tokens": before, "at_once": sorted(set(at_once)), "tables": tables, "changed": worded(two),
         "after": [worded(one), worded(three), worded(encoders(files, 1, str(embeddings)))],
     }
 
@@ -420,11 +420,9 @@ def encoders(files: Files, lane: int, embeddings: str) -> Results:
         }
 
 
-def compiled(encoder: Any) -> Any:
-    """The compiled tokenizer that this text encoder asks."""
-    found = vars(encoder.tokenizer)["_tokenizer"]
-    own = vars(found).get("_own") if hasattr(found, "__dict__") else None
-    return found if own is None else own.current
+def word(encoder: Any) -> str:
+    """One of the words this text encoder knows: the same object where the tables are the same."""
+    return max(encoder.inv_vocab.values(), key=len)
 
 
 def worded(found: Results) -> str:
