@@ -96,7 +96,7 @@ def _serve(main: Any, state: State, checkout: comfy.Checkout, options: Options, 
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     _, server, start_all = main.start_comfyui(loop)
-    routing.first(server)
+    routing.around(server)
     if options.instance is not None:
         files.apart_from_others(Path(sys.modules["folder_paths"].get_output_directory()))
     for change in patches.undone():

@@ -1,7 +1,7 @@
 """From a request's header to the lane its handler runs for, and the routes and answers that know of several lanes.
 
-Owns the middleware and the routes that ComfyUI does not have. Knows ComfyUI's routes by path only; what a handler
-then sees is the business of the patches.
+Owns the two middlewares, around all others, and the routes that ComfyUI does not have. Knows ComfyUI's routes by path
+only; what a handler then sees is the business of the patches.
 """
 
 import asyncio
@@ -27,6 +27,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BY_ID: Final = re.compile(r"/jobs/(?:[^/]+(?:/cancel)?|cancel)")
 """Routes that name a job: it is found on whatever lane it is."""
 
+CHOOSES: Final = "choose_lane"
+ANSWERS: Final = "answer_lanes"
+"""The names of the two middlewares, by which they are found among others."""
+
 
 def path_of(request: web.Request) -> str:
     """The request's path without the ``/api`` that every route also answers under."""
@@ -35,39 +39,61 @@ def path_of(request: web.Request) -> str:
 
 
 def middleware(state: State) -> Any:
-    """Runs every handler in the context of the lane that the request names; adds ``gpu_id`` where it is promised."""
+    """Outermost: all that runs for a request runs in the context of the lane that the request names."""
 
     @web.middleware
     async def choose_lane(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            lane = parse_gpu(request.headers.getall(GPU_HEADER, []), len(state.lanes))
-        except BadGpuHeader as error:
-            return refusal(str(error))
-        call = (request.method, path_of(request))
-        if call == ("POST", "/prompt"):
-            lane = 0 if lane is None else lane
-            if (fault := state.lanes[lane].stats.broken) is not None:
-                return unavailable(state.lanes[lane], fault)
-            return await _with_gpu(handler, request, lane)
-        if call == ("POST", "/prompt/check"):
-            lane = None
-        if call == ("GET", "/queue") and lane is not None:
-            return await _with_gpu(handler, request, lane)
-        if call == ("GET", "/system_stats"):
-            return await _system_stats(state, handler, request, lane)
-        if call == ("GET", "/object_info"):
-            return await _object_info(handler, request, lane)
-        if call == ("POST", "/interrupt"):
-            return await _interrupt(state, request, lane)
-        with in_lane(None if BY_ID.fullmatch(call[1]) else lane):
+            lane = lane_of(state, request)
+        except BadGpuHeader:
+            lane = None  # refused by ``answer_lanes``, after whoever else may refuse it
+        with in_lane(lane):
             return await handler(request)
 
     return choose_lane
 
 
+def lane_of(state: State, request: web.Request) -> int | None:
+    """The lane that a request's handler runs for; raises ``BadGpuHeader``."""
+    lane = parse_gpu(request.headers.getall(GPU_HEADER, []), len(state.lanes))
+    call = (request.method, path_of(request))
+    if call == ("POST", "/prompt"):
+        return 0 if lane is None else lane
+    return None if call == ("POST", "/prompt/check") or BY_ID.fullmatch(call[1]) else lane
+
+
+def answers(state: State) -> Any:
+    """Innermost: what ComfyUI's handlers cannot answer for several lanes.
+
+    ComfyUI's own middlewares and those of custom nodes come before it: what they refuse never gets here.
+    """
+
+    @web.middleware
+    async def answer_lanes(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            lane = lane_of(state, request)
+        except BadGpuHeader as error:
+            return refusal(str(error))
+        call = (request.method, path_of(request))
+        if call == ("POST", "/prompt") and lane is not None:
+            if (fault := state.lanes[lane].stats.broken) is not None:
+                return unavailable(state.lanes[lane], fault)
+            return await _with_gpu(handler, request, lane)
+        if call == ("GET", "/queue") and lane is not None:
+            return await _with_gpu(handler, request, lane)
+        if call == ("GET", "/system_stats"):
+            return await _system_stats(state, handler, request, lane)
+        if call == ("GET", "/object_info"):
+            return await _object_info(handler, request)
+        if call == ("POST", "/interrupt"):
+            return await _interrupt(state, request, lane)
+        return await handler(request)
+
+    return answer_lanes
+
+
 async def _with_gpu(handler: Handler, request: web.Request, lane: int) -> web.StreamResponse:
-    with in_lane(lane):
-        response = await handler(request)
+    response = await handler(request)
     answer = _json_of(response)
     if isinstance(response, web.Response) and response.status == 200 and isinstance(answer, dict):
         response.text = json.dumps({**answer, "gpu_id": lane})
@@ -94,13 +120,12 @@ async def _system_stats(
     return merged
 
 
-async def _object_info(handler: Handler, request: web.Request, lane: int | None) -> web.StreamResponse:
+async def _object_info(handler: Handler, request: web.Request) -> web.StreamResponse:
     # The name first: what changes while the answer is made makes the next request ask for another one.
-    with in_lane(lane):
-        etag = listing.current()
-        if listing.known(request, etag):
-            return listing.unchanged(etag)
-        return listing.named(await handler(request), etag)
+    etag = listing.current()
+    if listing.known(request, etag):
+        return listing.unchanged(etag)
+    return listing.named(await handler(request), etag)
 
 
 def held(lanes: Sequence[Lane], wanted: Iterable[int]) -> list[dict[str, int]]:
@@ -151,8 +176,9 @@ def queue_all(state: State) -> dict[str, Any]:
 
 
 def install(state: State, server: Any) -> None:
-    """Put the middleware before all others and add the routes, while ComfyUI's server is still being made."""
+    """Put the middlewares around all others and add the routes, while ComfyUI's server is still being made."""
     server.app.middlewares.insert(0, middleware(state))
+    server.app.middlewares.append(answers(state))
     numbers = metrics.Metrics(state.lanes)
 
     @server.routes.get("/queue/all")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
@@ -201,8 +227,14 @@ def install(state: State, server: Any) -> None:
         return web.Response(body=numbers.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
-def first(server: Any) -> None:
-    """Custom nodes may have put their own middleware in front: ours must run before anything reads a lane."""
-    ours = next(entry for entry in server.app.middlewares if getattr(entry, "__name__", "") == "choose_lane")
-    server.app.middlewares.remove(ours)
-    server.app.middlewares.insert(0, ours)
+def around(server: Any) -> None:
+    """Custom nodes may have added middlewares of their own: these run between ours.
+
+    One reads the lane before anything asks for it, the other answers when nobody has refused.
+    """
+    entries = server.app.middlewares
+    ours = {name: entry for entry in entries if (name := getattr(entry, "__name__", "")) in {CHOOSES, ANSWERS}}
+    for entry in ours.values():
+        entries.remove(entry)
+    entries.insert(0, ours[CHOOSES])
+    entries.append(ours[ANSWERS])

@@ -54,6 +54,18 @@ def test_bad_header(ports: Site, value: str) -> None:
         assert ports.backend.call("POST", path, body, headers).status == 400, path
 
 
+def test_another_sites_page_is_refused_by_comfyui(ports: Site) -> None:
+    """ComfyUI's own check of the origin comes before what the overlay answers: the job goes on."""
+    assert ports.backend
+    lane = ports.lanes[1]
+    job = lane.submit(workflows.sleeping(2, tag=uuid.uuid4().hex))
+    headers = {"Origin": "http://elsewhere.example", "X-TARGET-GPU": "1"}
+    for path in WRITES:
+        for body in ({}, {"prompt_id": job}):
+            assert ports.backend.call("POST", path, body, headers).status == 403, path
+    assert outcome(lane.finished(job)) == "success"
+
+
 def test_no_header_means_gpu_0_for_submissions(ports: Site) -> None:
     """Straight at the backend, a job without a header runs on GPU 0; its result is read without one too."""
     assert ports.backend

@@ -111,7 +111,7 @@ async def test_the_answer_is_made_once_while_its_name_holds(monkeypatch: pytest.
         return web.json_response({"Loader": loader.INPUT_TYPES()})  # type: ignore[attr-defined]
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        return await routing._object_info(object_info, request, None)
+        return await routing._object_info(object_info, request)
 
     app = web.Application()
     app.router.add_get("/object_info", handle)
