@@ -33,6 +33,9 @@ _log = logging.getLogger("gateway.server")
 _GOODBYE: Final = 0.5
 """Share of the time to drain after which bridges are told to close; requests may use all of it."""
 
+_FIRST: Final = 1.0
+"""Seconds in which the first request of a connection that was accepted just now may still come."""
+
 _PARTING: Final = 1.0
 """Seconds that bridges get to close once they are told to and no request is in flight."""
 
@@ -161,8 +164,11 @@ class Server:
         end, parting = start + seconds, 0.0
         told = False
         while loop.time() < end:
+            waits = loop.time() < start + _FIRST
             for client in [client for client in proxy.clients if client.exchange is None]:
-                client.close()
+                # A connection is made for a request: the client of a new one has not been told that it may be closed.
+                if client.head is not None or not waits:
+                    client.close()
             if not told and (not proxy.running or loop.time() >= start + seconds * _GOODBYE):
                 told = True
                 proxy.bridges.close()

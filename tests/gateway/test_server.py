@@ -81,6 +81,20 @@ async def test_draining_lets_requests_finish():
         assert not made.server.busy
 
 
+async def test_draining_takes_the_first_request_of_a_connection_that_is_there():
+    """Its client was let in and knows of no end; one that asks for nothing is not waited for long."""
+    async with stack() as made, made.client() as early, made.client() as silent:
+        await until(lambda: made.server.clients == 2)
+        drained = asyncio.get_running_loop().create_task(made.server.drain(60.0))
+        await until(lambda: made.proxy.draining)
+        await early.send(request("/"))
+        got = await early.answer()
+        assert (got.status, got.all("connection")) == (200, [b"close"])
+        assert await silent.closed()
+        await drained
+        assert not made.server.busy
+
+
 async def test_draining_says_goodbye_to_bridges():
     """They get a Close frame with 1001 and end in order."""
 
