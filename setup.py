@@ -68,7 +68,9 @@ def main() -> None:
         return
     from mypyc.build import mypycify  # noqa: PLC0415 (only a build that compiles needs it)
 
-    setup(ext_modules=mypycify(modules(Path()), opt_level=os.environ.get("MYPYC_OPT_LEVEL", "2"), debug_level="0"))
+    # What is only imported from them is looked into, but not judged: its own libraries may not be there.
+    files = ["--follow-imports=silent", *modules(Path())]
+    setup(ext_modules=mypycify(files, opt_level=os.environ.get("MYPYC_OPT_LEVEL", "2"), debug_level="0"))
 
 
 if __name__ == "__main__":
