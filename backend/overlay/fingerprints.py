@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from backend.overlay.patch import Misfit, Patch, Shape, anything, params, params_start
+from backend.overlay import versions
+from backend.overlay.patch import ABSENT, Misfit, Patch, Shape, anything, params, params_start
 from backend.overlay.versions.version import Version
 
 
@@ -102,4 +103,16 @@ def check(version: Version) -> list[Misfit]:
     found: Iterable[Misfit | None] = (
         Patch(target, lambda original: original, "", shape=shape).check() for target, shape in expectations(version)
     )
-    return [misfit for misfit in found if misfit is not None]
+    return [*(misfit for misfit in found if misfit is not None), *_too_new(version)]
+
+
+def _too_new(version: Version) -> Iterable[Misfit]:
+    """Names of a later version: the code is not what its number says, and needs what that version is started with."""
+    for other in versions.later(version):
+        for mark in other.marks:
+            try:
+                found = Patch(mark, lambda original: original, "").locate()[2]
+            except (ImportError, AttributeError):
+                continue
+            if found is not ABSENT:
+                yield Misfit(mark, f"expected no such name before {other.number}", required=True)

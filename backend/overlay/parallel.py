@@ -34,7 +34,14 @@ FLUSH_SECONDS: Final = 1.0
 
 def run(checkout: comfy.Checkout, options: Options) -> int:
     """Run until told to stop; returns the exit code if ComfyUI was not started, else ends the process itself."""
-    version, exact = versions.choose(checkout.version)
+    version, exact = versions.choose(checkout.version, checkout.folder)
+    lacking = [
+        Misfit("comfy.cli_args", f"{word} is not known, with which {version.number} is started", required=True)
+        for word in versions.unknown_words(checkout.folder, version)
+    ]
+    if lacking:
+        log.error("%s", refusal(checkout.version, exact, options.allow_unknown, lacking))
+        return EXIT_USAGE
     try:
         main, lanes = _load(checkout, version, options)
     except (comfy.ArgumentError, ValueError) as error:

@@ -100,9 +100,11 @@ def same_pictures(
     return verdict
 
 
-def files(lanes: Sequence[Lane], *, jobs: int, batch: int, saver: str, seconds: float = JOB_LIMIT) -> Verdict:
+def files(
+    lanes: Sequence[Lane], *, jobs: int, batch: int, saver: str, seconds: float = JOB_LIMIT, prefix: str | None = None
+) -> Verdict:
     """Saves ``jobs`` times ``batch`` pictures under one prefix: none may be lost, each must show its job's colour."""
-    verdict, prefix = Verdict(), f"same/{uuid.uuid4().hex[:6]}"
+    verdict, prefix = Verdict(), prefix or f"same/{uuid.uuid4().hex[:6]}"
     colours = [0x102030 + 0x010305 * index for index in range(jobs)]
     prompts = [workflows.saved(colour, prefix, batch=batch, saver=saver) for colour in colours]
     entries = run_all(lanes, prompts, seconds=seconds)

@@ -39,7 +39,8 @@ ALONE: dict[str, Callable[[list[Lane]], Verdict]] = {
     "late interrupts": lambda lanes: scenarios_interrupts.late_interrupts(lanes, 40, seconds=PATIENCE),
     "nameless interrupts": lambda lanes: scenarios_interrupts.nameless_interrupts(lanes, 4, seconds=PATIENCE),
     "files": lambda lanes: scenarios.files(lanes, jobs=40, batch=4, saver="SaveImage", seconds=PATIENCE),
-    "files of a counting saver": lambda lanes: scenarios.files(lanes, jobs=40, batch=4, saver="own", seconds=PATIENCE),
+    "files of a counting saver": lambda lanes: scenarios.files(
+        lanes, jobs=40, batch=4, saver="CountingSaver", seconds=PATIENCE),
 }
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from backend.overlay import versions
 from tests.comfyui import workflows
-from tests.comfyui.conftest import Site, arguments, start_overlay_site, start_supervised_site, stop_site
+from tests.comfyui.conftest import arguments, start_overlay_site, start_supervised_site, stop_site
 from tests.comfyui.stack import Comfy, Folders
 from tests.comfyui.wire import metrics, outcome
+from tests.doubles import identities
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
 
@@ -15,8 +17,9 @@ REPORT = {"1": workflows.node("ProofPatched", tag="")}
 
 
 def test_switched_off(comfy: Comfy, tiny_models: Path, tmp_path: Path) -> None:
-    """Started the same way but switched off, no function of ComfyUI or torch is ours, no patch is even loaded."""
-    site = start_overlay_site(comfy, tiny_models, tmp_path, env={"COMFY_MULTI_GPU_SCHED": "0"})
+    """Started the same way but switched off, every name of the patch table is the object it was, no patch is loaded."""
+    env = {"COMFY_MULTI_GPU_SCHED": "0", **identities.watched(tmp_path)}
+    site = start_overlay_site(comfy, tiny_models, tmp_path, env=env)
     try:
         lane = site.lanes[0]
         entry = lane.finished(lane.submit(REPORT))
@@ -25,6 +28,11 @@ def test_switched_off(comfy: Comfy, tiny_models: Path, tmp_path: Path) -> None:
         print(f"\nswitched off: foreign functions {found['foreign']}, patch modules {found['modules']}")
         assert found["foreign"] == []
         assert found["modules"] == []
+        held = identities.look(site.processes[0].process.pid, tmp_path)
+        print(f"switched off: {len(held['same'])} names of the table the same, {len(held['other'])} others, "
+              f"{len(held['absent'])} not in this version")
+        assert held["other"] == []
+        assert len(held["same"]) > 100
         assert lane.call("GET", "/queue/all").status == 404
         assert set(lane.post("/prompt", {"prompt": workflows.sleeping(0.01, tag="x")}).json) == {
             "prompt_id", "number", "node_errors"}
@@ -60,10 +68,26 @@ def test_four_ports_of_one_plain_comfyui(comfy: Comfy, tiny_models: Path, tmp_pa
         stop_site(site)
 
 
-def test_switched_on(ports: Site) -> None:
-    """The same look at the overlay finds its patches: it can tell the difference."""
-    entry = ports.lanes[0].finished(ports.lanes[0].submit(REPORT))
-    found = entry["outputs"]["1"]
+def test_switched_on(comfy: Comfy, tiny_models: Path, tmp_path: Path) -> None:
+    """The same look at the overlay finds every patch: it can tell the difference."""
+    site = start_overlay_site(comfy, tiny_models, tmp_path, env=identities.watched(tmp_path))
+    try:
+        found = site.lanes[0].finished(site.lanes[0].submit(REPORT))["outputs"]["1"]
+        held = identities.look(site.processes[0].process.pid, tmp_path)
+    finally:
+        stop_site(site)
+    print(f"\nswitched on: {len(held['other'])} names of the table are other objects, {len(held['same'])} the same, "
+          f"{len(held['absent'])} not in this version")
+    assert held["same"] == []
+    assert len(held["other"]) > 100
     print(f"\nswitched on: {len(found['foreign'])} functions are ours, from {len(found['modules'])} patch modules")
     assert found["foreign"]
     assert found["modules"]
+
+
+def test_the_code_counts_more_than_an_unknown_number(comfy: Comfy) -> None:
+    """Whatever number this code says, it is started with the arguments that it needs."""
+    unknown, exact = versions.choose("0.20.0", comfy.folder)
+    assert not exact
+    own = versions.choose(comfy.version)[0]
+    assert unknown.adds == (own.adds if own in versions.later(versions.choose("0.8.0")[0]) else ())

@@ -76,12 +76,12 @@ def expanding(seed: int, *, count: int = 4, depth: int = 3, prefix: str = "proof
 
 
 def saved(colour: int, prefix: str, *, batch: int = 1, saver: str = "SaveImage") -> Prompt:
-    """A picture that nobody else makes, saved by ComfyUI's node or by one that counts for itself."""
+    """A picture that nobody else makes, saved by ComfyUI's node or by a proof's of this name, which counts itself."""
     prompt = {"1": node("EmptyImage", width=32, height=32, batch_size=batch, color=colour)}
     if saver == "SaveImage":
         prompt["2"] = node("SaveImage", images=["1", 0], filename_prefix=prefix)
     else:
-        prompt["2"] = node("ProofCountingSaver", images=["1", 0], prefix=prefix)
+        prompt["2"] = node(f"Proof{saver}", images=["1", 0], prefix=prefix)
     return prompt
 
 

@@ -1,12 +1,16 @@
 """Output names: lanes that save under one prefix never get the same number.
 
+ComfyUI's own savers count by adding to the number they get, which then is one that nobody else has. Custom nodes count
+in every way: from the moment they ask until their node call ends, no other lane saves under their prefix.
 Owns which numbers are given out but perhaps not on the disk yet. Names are plain ComfyUI's as long as one node saves
 alone. Knows nothing of pictures, and of the outputs' folder only what ``get_save_image_path`` says.
 """
 
+import collections
 import functools
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +21,17 @@ from backend.context import current_job, current_lane
 from backend.lanes import Lane
 from backend.overlay.claims import Claims
 from backend.overlay.patch import Patch, params, params_start
+from backend.overlay.turns import Owner, Place, Turns
 
 log = logging.getLogger("backend.overlay.files")
 
 MAX_STEP: Final = 10_000
 """``counter + k`` beyond this is arithmetic, not the number of a k-th picture."""
 
-Place = tuple[str, str]
-"""Folder and prefix of a file, in the spelling under which the file system tells names apart."""
-Owner = Hashable
-"""One node call of one lane."""
+ROOM: Final = 1_000
+"""Numbers left to a node that counts by itself, where another cannot wait for its end."""
+OWN: Final = frozenset({"nodes.py", "comfy_api", "comfy_api_nodes", "comfy_extras"})
+"""Where ComfyUI's own savers are: they count with ``+`` and ``+=`` alone."""
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Reservations:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.turns = Turns(self.lock)
         self.claims = Claims(None)
         """What keeps the numbers of other processes apart from ours."""
         self._places: dict[Place, _Numbers] = {}
@@ -69,6 +75,7 @@ class Reservations:
     def release(self, ended: Callable[[Owner], bool]) -> None:
         """These node calls are over: what they saved is on the disk, what they did not save is free again."""
         with self.lock:
+            self.turns.leave(ended)
             for place, numbers in list(self._places.items()):
                 for owner in [owner for owner in numbers.active if ended(owner)]:
                     del numbers.active[owner]
@@ -82,6 +89,12 @@ class Reservations:
                 for number in [number for number in numbers.given if number < floor]:
                     del numbers.given[number]
                     self.claims.release(place, number)
+
+    def beyond(self, place: Place, lowest: int) -> int:
+        """A number that nobody will reach who counts by himself from one that was given."""
+        with self.lock:
+            numbers = self._places.get(place)
+            return lowest if numbers is None else max(lowest, *numbers.given) + ROOM
 
     def _free(self, place: Place, numbers: _Numbers, number: int, owner: Owner) -> bool:
         """Whether the owner may have it; then no other process gets it either."""
@@ -134,6 +147,8 @@ class Counter(int):
 
 
 _taken: Final = Reservations()
+_ended: Final[collections.deque[Hashable]] = collections.deque(maxlen=256)
+"""The latest node calls that are over: a thread that one of them left behind holds nothing any more."""
 
 
 def apart_from_others(folder: Path) -> None:
@@ -143,7 +158,7 @@ def apart_from_others(folder: Path) -> None:
 
 def job_ended(lane: int) -> None:
     """Forget what node calls of this lane still hold: its job is over."""
-    _taken.release(lambda owner: isinstance(owner, tuple) and owner[0] == lane)
+    _taken.release(lambda owner: owner[0] == lane)
 
 
 def patches(lanes: Sequence[Lane]) -> list[Patch]:
@@ -158,7 +173,7 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
         Patch(
             "comfy_execution.utils:CurrentNodeContext.__exit__",
             _node_ended,
-            "reserved file numbers end with the node call",
+            "reserved file numbers, and the prefix that a custom node holds, end with the node call",
             params("self", "exc_type", "exc_val", "exc_tb"),
             required=False,
         ),
@@ -186,15 +201,53 @@ def _job_ended(original: Callable[..., Any]) -> Any:
 def _save_path(original: Callable[..., Any]) -> Any:
     @functools.wraps(original)
     def get_save_image_path(*args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(1).f_code.co_filename  # noqa: SLF001 (who asks, without a frame that keeps itself alive)
+        alone = not _comfyuis_own(caller, getattr(sys.modules.get("folder_paths"), "__file__", None))
+        owner = _owner()
         # The folder is read under the lock: whoever gave a number back before has its file in there.
         with _taken.lock:
-            folder, filename, counter, *rest = original(*args, **kwargs)
-            place = (os.path.normcase(Path(folder).resolve()), os.path.normcase(filename))
-            owner = _owner()
-            given = _taken.free_from(place, counter) if owner is None else _counter(place, owner, counter)
+            while True:
+                folder, filename, counter, *rest = original(*args, **kwargs)
+                place = (os.path.normcase(Path(folder).resolve()), os.path.normcase(filename))
+                waited, free = _enter(place, owner, alone)
+                if not waited:
+                    break
+            lowest = counter if free else _taken.beyond(place, counter)
+            given = _taken.free_from(place, lowest) if owner is None else _counter(place, owner, lowest)
         return (folder, filename, given, *rest)
 
     return get_save_image_path
+
+
+def _enter(place: Place, owner: Owner | None, alone: bool) -> tuple[bool, bool]:
+    """Wait for the place where it has to be waited for: whether that was so, and whether nobody else counts there."""
+    if owner is None or not _running(owner):
+        return False, _taken.turns.free(place, None if owner is None else owner[0])
+    waited, free = _taken.turns.enter(place, owner, alone, _stop_if_interrupted)
+    if not (waited or free):
+        log.warning("%s: another GPU's node has this prefix for long: file numbers go on %d further", place[1], ROOM)
+    return waited, free
+
+
+def _running(owner: Owner) -> bool:
+    """Whether this is a node call of a job that will end: the server's own code and left threads never wait."""
+    _, job, call = owner
+    return job is not None and call is not None and not any(call is ended for ended in tuple(_ended))
+
+
+def _stop_if_interrupted() -> None:
+    management = sys.modules.get("comfy.model_management")
+    if management is not None:
+        management.throw_exception_if_processing_interrupted()
+
+
+@functools.cache
+def _comfyuis_own(file: str, folder_paths: str | None) -> bool:
+    """Whether this file is ComfyUI's own; custom nodes lie in another folder of the checkout or elsewhere."""
+    if folder_paths is None:
+        return False
+    path, home = Path(file).resolve(), Path(folder_paths).resolve().parent
+    return path.is_relative_to(home) and path.relative_to(home).parts[0] in OWN
 
 
 def _counter(place: Place, owner: Owner, lowest: int) -> Counter:
@@ -223,8 +276,11 @@ def _executing() -> Hashable:
 def _node_ended(original: Callable[..., Any]) -> Any:
     @functools.wraps(original)
     def leave(self: Any, exc_type: Any, exc_val: Any, exc_tb: Any) -> Any:
-        if len(_taken) and (owner := _owner()) is not None:
-            _taken.release(lambda each: each == owner)
+        owner = _owner()
+        if owner is not None:
+            _ended.append(owner[2])
+            if len(_taken) or len(_taken.turns):
+                _taken.release(lambda each: each == owner)
         return original(self, exc_type, exc_val, exc_tb)
 
     leave.__name__ = "__exit__"

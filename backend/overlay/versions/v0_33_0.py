@@ -28,6 +28,15 @@ VERSION = Version(
         "server", "dynprompt", "caches", "current_item", "extra_data", "executed", "prompt_id", "execution_list",
         "pending_subgraph_results", "pending_async_nodes", "ui_outputs",
     ),
+    marks=(
+        *(f"comfy.model_management:{name}" for name in (
+            "CROSS_STEP_STATE", "DIRTY_MMAPS", "LARGEST_AIMDO_CASTED_WEIGHT", "LARGEST_CASTED_WEIGHT",
+            "STREAM_AIMDO_CAST_BUFFERS", "STREAM_CAST_BUFFERS", "get_all_torch_devices", "reset_cast_buffers",
+        )),
+        *(f"comfy.memory_management:{name}" for name in (
+            "aimdo_enabled", "extra_ram_release", "set_ram_cache_release_state",
+        )),
+    ),
     expects=(
         "comfy_execution.jobs:cancel_job",
         "comfy.model_management:is_oom",

@@ -29,6 +29,8 @@ class Version:
         "server", "dynprompt", "caches", "current_item", "extra_data", "executed", "prompt_id", "execution_list",
         "pending_subgraph_results", "pending_async_nodes",
     )
+    marks: tuple[str, ...] = ()
+    """Names (``module:name``) of which no older version has any: code with one of them is at least this version's."""
     expects: tuple[str, ...] = ()
     """Names (``module:path``) that only this version has and the overlay relies on."""
     public: Callable[[tuple[Any, ...]], Any] = list

@@ -11,19 +11,12 @@ from backend.contract import EXIT_PORT_IN_USE, EXIT_USAGE, GPU_HEADER
 from backend.options import Options
 from backend.overlay.start import plain_arguments
 from backend.process import listen
+from tests.doubles import identities
 from tests.doubles.checkout import FOLDER, Client, Started
 
-LOOKS = """
-
-def names():
+LOADED = """
     import sys
-    import server, execution, torch, threading, comfy_execution.progress as progress
-    here = [server.PromptServer.send_sync, server.PromptServer.__init__, execution.PromptExecutor.execute,
-            prompt_worker, progress.get_progress_state, comfy.model_management.processing_interrupted,
-            torch.manual_seed, torch.randn, threading.Thread.start]
-    loaded = [name for name in sys.modules if name.startswith("backend.overlay.patches")]
-    changed = [one.__qualname__ for one in here if "backend" in (getattr(one, "__module__", None) or "")]
-    return {"changed": changed, "loaded": loaded, "slots": "client_id" in vars(server.PromptServer)}
+    print("LOADED", [name for name in sys.modules if name.startswith("backend.overlay.patches")], flush=True)
 """
 
 
@@ -44,19 +37,17 @@ def said(folder: Path, *arguments: str, **env: str) -> tuple[int, str]:
         started.stop()
 
 
-async def test_switched_off_nothing_is_patched(folder: Path) -> None:
-    """COMFY_MULTI_GPU_SCHED=0: every name is ComfyUI's and torch's own, the header means nothing, the ready line
-    comes all the same."""
+async def test_switched_off_nothing_is_patched(folder: Path, tmp_path: Path) -> None:
+    """COMFY_MULTI_GPU_SCHED=0: every name of the patch table is the very object that its module's import left there,
+    also after a job; the header means nothing, the ready line comes all the same."""
     main = folder / "main.py"
     text = main.read_text(encoding="utf-8")
     script = '\nif __name__ == "__main__":\n'
-    tell = "    import json\n    print('NAMES ' + json.dumps(names()), flush=True)\n"
-    main.write_text(text.replace(script, LOOKS + script + tell), encoding="utf-8")
-    started = Started(comfyui=folder, COMFY_MULTI_GPU_SCHED="0")
+    main.write_text(text.replace(script, script + LOADED), encoding="utf-8")
+    started = Started(comfyui=folder, COMFY_MULTI_GPU_SCHED="0", **identities.watched(tmp_path))
     try:
         ready = started.ready()
-        names = json.loads(next(line for line in started.lines if line.startswith("NAMES ")).removeprefix("NAMES "))
-        assert names == {"changed": [], "loaded": [], "slots": False}
+        assert "LOADED []" in started.lines
         assert ready["body"] == "comfyui 0.3.64 (plain)"
         async with aiohttp.ClientSession(ready["url"]) as session:
             client = Client(session, 7)
@@ -64,6 +55,25 @@ async def test_switched_off_nothing_is_patched(folder: Path) -> None:
             assert entry["status"]["status_str"] == "success"
             async with session.get("/queue/all", headers={GPU_HEADER: "x"}) as response:
                 assert response.status == 404
+        found = identities.look(started.process.pid, tmp_path)
+        assert found["other"] == []
+        assert {"folder_paths:get_save_image_path", "main:prompt_worker", "server:PromptServer.send_sync",
+                "threading:Thread.start", "torch:manual_seed"} <= set(found["same"])
+        assert "server:PromptServer.client_id" in found["absent"]  # the overlay adds it
+    finally:
+        started.stop()
+
+
+def test_switched_on_every_name_of_the_table_is_another_object(folder: Path, tmp_path: Path) -> None:
+    """The same look finds each patch: it can tell the difference."""
+    started = Started("--gpus", "2", comfyui=folder, **identities.watched(tmp_path))
+    try:
+        started.ready()
+        found = identities.look(started.process.pid, tmp_path)
+        # Weights are not shared here: this folder has no loaders, so that their patches are left out together.
+        assert [name for name in found["same"] if not name.startswith("torch.nn.modules.module:Module.")] == []
+        assert {"folder_paths:get_save_image_path", "main:prompt_worker", "server:PromptServer.send_sync",
+                "threading:Thread.start", "torch:manual_seed", "server:PromptServer.client_id"} <= set(found["other"])
     finally:
         started.stop()
 
@@ -98,6 +108,31 @@ def test_a_changed_name_is_refused_even_if_allowed(folder: Path) -> None:
     code, output = said(folder, "--allow-unknown")
     assert code == EXIT_USAGE
     assert "ComfyUI 0.3.64 does not fit: comfy_execution.progress:reset_progress_state" in output
+    assert "COMFY_MULTI_GPU_SCHED=0" in output
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "says"),
+    [
+        ("0.20.0", [], "ComfyUI 0.20.0 does not fit: comfy.cli_args: --disable-dynamic-vram is not known"),
+        ("0.20.0", ["--disable-dynamic-vram", "--cache-classic"],
+         "PromptQueue.task_done: expected parameters (self, item_id, history_result, status, process_item)"),
+        ("0.3.64", [], "comfy.model_management:DIRTY_MMAPS: expected no such name before 0.33.0"),
+    ],
+)
+def test_newer_code_is_not_taken_for_an_older_version(
+    folder: Path, number: str, arguments: list[str], says: str
+) -> None:
+    """Code with names of the newest memory manager starts with its arguments or not at all, whatever number it says."""
+    (folder / "comfyui_version.py").write_text(f'__version__ = "{number}"\n', encoding="utf-8")
+    memory, parser = folder / "comfy/model_management.py", folder / "comfy/cli_args.py"
+    memory.write_text(memory.read_text(encoding="utf-8") + "\nDIRTY_MMAPS = set()\n", encoding="utf-8")
+    adds = "".join(f"parser.add_argument({word!r}, action='store_true')\n" for word in arguments)
+    text = parser.read_text(encoding="utf-8")
+    parser.write_text(text.replace("args = parser", f"{adds}args = parser", 1), encoding="utf-8")
+    code, output = said(folder, "--allow-unknown")
+    assert code == EXIT_USAGE
+    assert says in output
     assert "COMFY_MULTI_GPU_SCHED=0" in output
 
 

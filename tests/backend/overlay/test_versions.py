@@ -1,5 +1,7 @@
 """Which version a ComfyUI is treated as, and what is peculiar to it."""
 
+from pathlib import Path
+
 import pytest
 
 from backend.overlay import versions
@@ -17,6 +19,42 @@ def test_an_unknown_version_is_treated_as_the_nearest_older_one(number: str, tre
     """Numbers are compared as numbers: 0.33 is newer than 0.8."""
     version, found = versions.choose(number)
     assert (version.number, found) == (treated, exact)
+
+
+def tree(folder: Path, **files: str) -> Path:
+    """A checkout of which these files in ``comfy`` are there."""
+    (folder / "comfy").mkdir()
+    for name, text in files.items():
+        (folder / "comfy" / f"{name}.py").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "treated"),
+    [
+        ({}, "0.8.0"),
+        ({"model_management": "PINNED_MEMORY = {}\n# DIRTY_MMAPS = set()\n"}, "0.8.0"),
+        ({"model_management": "import torch\nDIRTY_MMAPS = set()\n"}, "0.33.0"),
+        ({"model_management": "import torch\n\ndef reset_cast_buffers():\n    pass\n"}, "0.33.0"),
+        ({"memory_management": "aimdo_enabled = False\n"}, "0.33.0"),
+    ],
+)
+def test_newer_code_under_an_unknown_number_is_treated_as_newer(
+    tmp_path: Path, files: dict[str, str], treated: str
+) -> None:
+    """One name of the newer memory manager is enough: it is started with the newer version's arguments."""
+    version, exact = versions.choose("0.20.0", tree(tmp_path, **files))
+    assert (version.number, exact) == (treated, False)
+    added = [word for word, _ in version.arguments([])]
+    assert added == (["--disable-dynamic-vram", "--cache-classic"] if treated == "0.33.0" else [])
+
+
+def test_arguments_that_the_code_does_not_know_are_found(tmp_path: Path) -> None:
+    """Its parser would end the start with a line that says nothing of why they were given."""
+    text = 'parser.add_argument("--cache-classic")\nparser.add_argument("--disable-dynamic-vram-also")\n'
+    folder = tree(tmp_path, cli_args=text)
+    assert versions.unknown_words(folder, versions.choose("0.33.0")[0]) == ["--disable-dynamic-vram"]
+    assert versions.unknown_words(folder, versions.choose("0.8.0")[0]) == []
 
 
 def words(number: str, *given: str) -> list[str]:

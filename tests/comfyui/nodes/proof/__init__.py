@@ -10,6 +10,7 @@ import random
 import re
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -214,13 +215,56 @@ class CountingSaver(Node):
         output = folder_paths.get_output_directory()
         full, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
         saved = []
-        for image in images:
-            file = f"{name}_{counter:05}_.png"
+        for image, number in zip(images, self.numbers(counter, len(images), full, name), strict=True):
+            file = f"{name}_{number:05}_.png"
             time.sleep(0.003)
             Image.fromarray((255 * image.numpy()).clip(0, 255).astype(np.uint8)).save(Path(full) / file)
             saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
-            counter += 1
         return {"ui": {"images": saved}}
+
+    def numbers(self, counter: int, count: int, folder: str, name: str) -> Iterator[int]:
+        for _ in range(count):
+            yield counter
+            counter += 1
+
+
+class EnumerateSaver(CountingSaver):
+    """Counts by ``enumerate``."""
+
+    def numbers(self, counter: int, count: int, folder: str, name: str) -> Iterator[int]:
+        for number, _ in enumerate(range(count), start=counter):
+            yield number
+
+
+class IntSaver(CountingSaver):
+    """Makes a plain number of what it is given, and adds to that."""
+
+    def numbers(self, counter: int, count: int, folder: str, name: str) -> Iterator[int]:
+        return super().numbers(int(counter), count, folder, name)
+
+
+class NumpySaver(CountingSaver):
+    """Adds numpy's numbers."""
+
+    def numbers(self, counter: int, count: int, folder: str, name: str) -> Iterator[int]:
+        for step in np.arange(count):
+            yield int(counter + step)
+
+
+class RangeSaver(CountingSaver):
+    """Counts by ``range``."""
+
+    def numbers(self, counter: int, count: int, folder: str, name: str) -> Iterator[int]:
+        yield from range(counter, counter + count)
+
+
+class ListingSaver(CountingSaver):
+    """Looks into the folder for each picture."""
+
+    def numbers(self, counter: int, count: int, folder: str, name: str) -> Iterator[int]:
+        for _ in range(count):
+            found = [re.match(rf"{re.escape(name)}_(\d+)_", entry) for entry in os.listdir(folder)]  # noqa: PTH208 (as packs do)
+            yield 1 + max((int(match[1]) for match in found if match), default=0)
 
 
 class RaiseOOM(Node):
@@ -384,5 +428,6 @@ class Patched(Node):
 NODE_CLASS_MAPPINGS = {
     f"Proof{kind.__name__}": kind
     for kind in (RandomConditioning, Sleep, AsyncSleep, HelperThreadProgress, ExpandLoop, Tint, SeededNoise,
-                 CountingSaver, RaiseOOM, Raise, Broadcast, KeptModel, DeviceReport, Patched)
+                 CountingSaver, EnumerateSaver, IntSaver, NumpySaver, RangeSaver, ListingSaver, RaiseOOM, Raise,
+                 Broadcast, KeptModel, DeviceReport, Patched)
 }
