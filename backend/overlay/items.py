@@ -10,6 +10,11 @@ ID: Final = 1
 """Where a queue item holds its ``prompt_id``."""
 
 
+def readable(item: Item) -> Item:
+    """``item`` with extra data in which readers can look for a key, whatever was submitted in its place."""
+    return item if isinstance(item[3], dict) else (*item[:3], {}, *item[4:])
+
+
 def client_of(item: Item) -> str | None:
     """The client that submitted a queue item."""
     found = item[3].get("client_id") if isinstance(item[3], dict) else None

@@ -128,9 +128,26 @@ class LaneQueue(_PromptQueue):
             # A key of our own beside ComfyUI's: what the lane holds now, and what this job's loads were.
             result = {**result, "weights": self.lane.weights.now().since(self._before).shown()}
         with self.mutex:
-            prompt_id = str(self.currently_running[item_id][ID])
-            super().task_done(item_id, result, status, **kwargs)
+            item = self.currently_running[item_id]
+            try:
+                super().task_done(item_id, result, status, **kwargs)
+            except BaseException:
+                # It may have taken the item out already. Still running, it can be ended as failed.
+                self.currently_running[item_id] = item
+                raise
             self.shared.interrupts.end(self.lane.index)
+        self._over(str(item[ID]), status, now)
+
+    def give_up(self, item_id: int, shown: Item, status: Any) -> None:
+        """End a job that ``task_done`` fails at: the history has the item as ``shown``, with ``status``."""
+        now = time.monotonic()
+        with self.mutex:
+            prompt_id = str(self.currently_running.pop(item_id)[ID])
+            self.history[prompt_id] = {"prompt": shown, "outputs": {}, "status": status._asdict()}
+            self.shared.interrupts.end(self.lane.index)
+        self._over(prompt_id, status, now)
+
+    def _over(self, prompt_id: str, status: Any, now: float) -> None:
         if prompt_id in self.shared.ahead:
             self._preloaded(prompt_id, reason(status))
             return

@@ -16,7 +16,7 @@ from typing import Any, Final
 from backend.context import in_lane
 from backend.faults import device_unusable, worker_ended
 from backend.lanes import Lane
-from backend.overlay.items import ID, client_of
+from backend.overlay.items import ID, client_of, readable
 from backend.overlay.patch import Patch, params
 from backend.overlay.queues import LaneQueue, RebuildExecutor
 from backend.overlay.state import State
@@ -117,14 +117,27 @@ def fail_running(state: State, queue: LaneQueue, error: BaseException) -> bool:
         message = error_message(prompt_id, state.last_node_id.get(), item, error)
         messages = [*state.messages.get(), ("execution_error", message)]
         client = client_of(item)
-        if client is not None:
-            state.server.send_sync("execution_error", message, client)
+        _tell(state, client, "execution_error", message)
         status = type(queue).ExecutionStatus("error", False, messages)  # type: ignore[attr-defined] # ComfyUI's
-        queue.task_done(item_id, {}, status, **state.version.done_extra())
-        if client is not None:
-            state.server.send_sync("executing", {"node": None, "prompt_id": prompt_id}, client)
+        try:
+            queue.task_done(item_id, {}, status, **state.version.done_extra())
+        except BaseException as unable:  # noqa: BLE001 (what it cannot end would count as running for ever)
+            log.error("[GPU %d] job %s is ended without ComfyUI: %s", queue.lane.index, prompt_id, told(unable))  # noqa: TRY400 (the exception may not be printable)
+            queue.give_up(item_id, readable(item), status)
+            with contextlib.suppress(BaseException):  # perhaps this is what fails
+                state.queue_changed(queue.lane.index)
+        _tell(state, client, "executing", {"node": None, "prompt_id": prompt_id})
     state.last_node_id.set(None)
     return bool(running)
+
+
+def _tell(state: State, client: str | None, event: str, data: dict[str, Any]) -> None:
+    if client is None:
+        return
+    try:
+        state.server.send_sync(event, data, client)
+    except BaseException as error:  # noqa: BLE001 (the job ends, heard or unheard)
+        log.error("%s could not be sent: %s", event, told(error))  # noqa: TRY400 (the exception may not be printable)
 
 
 def told(error: BaseException) -> str:
@@ -137,13 +150,13 @@ def told(error: BaseException) -> str:
 
 def error_message(prompt_id: str, node: Any, item: tuple[Any, ...], error: BaseException) -> dict[str, Any]:
     """The ``execution_error`` of a job whose executor broke, in ComfyUI's shape."""
-    prompt = item[2] if isinstance(item[2], dict) else {}
+    entry = item[2].get(node) if isinstance(item[2], dict) else None
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     return {
         "prompt_id": prompt_id,
         "node_id": node,
-        "node_type": prompt.get(node, {}).get("class_type") if node is not None else None,
+        "node_type": entry.get("class_type") if isinstance(entry, dict) else None,
         "executed": [],
         "exception_message": f"{told(error)}\n",
         "exception_type": f"{module}{kind.__qualname__}",

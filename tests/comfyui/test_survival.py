@@ -47,6 +47,21 @@ def test_worker_never_dies(ports: Site, kind: str) -> None:
         assert lane.call("GET", "/history").status == 200
 
 
+@pytest.mark.parametrize("extra", [5, True])
+def test_extra_data_of_a_wrong_kind(ports: Site, extra: object) -> None:
+    """Where ComfyUI takes it, its executor and its own ending fail at it: the job ends, nothing is left running."""
+    assert ports.backend
+    lane = ports.lanes[2]
+    body = {"prompt": workflows.sleeping(0.01, tag=uuid.uuid4().hex), "extra_data": extra}
+    answer = ports.backend.call("POST", "/prompt", body, {"X-TARGET-GPU": "2"})
+    assert answer.status in {200, 500}  # newer versions fail at it before the job is queued
+    if answer.status == 200:
+        assert outcome(lane.finished(answer.json["prompt_id"], 30)) == "error"
+    assert outcome(lane.finished(lane.submit(workflows.sleeping(0.01, tag=uuid.uuid4().hex)), 30)) == "success"
+    assert lane.running() == []
+    assert metrics(ports.backend)['comfy_backend_jobs_running{gpu="2"}'] == 0
+
+
 def oom(lane: Lane, times: int, listener: Listener | None = None) -> dict[str, object]:
     """A job that runs out of memory ``times`` times."""
     prompt = {"1": workflows.node("ProofRaiseOOM", times=times, tag=uuid.uuid4().hex)}

@@ -219,6 +219,25 @@ async def test_nothing_kills_a_worker(session: aiohttp.ClientSession, kind: str)
         assert "execution_error" in client.heard(broken)
 
 
+@pytest.mark.parametrize("extra", [5, True])
+async def test_extra_data_of_a_wrong_kind_ends_its_job_with_an_error(
+    session: aiohttp.ClientSession, extra: object
+) -> None:
+    """The executor and ComfyUI's own ending both fail at it; the job ends all the same, and the next one runs."""
+    client = Client(session, 1)
+    async with session.post("/prompt", headers=client.headers, json={
+        "prompt": {"1": {"class_type": "Noise", "inputs": {"seed": 1}}}, "extra_data": extra,
+    }) as response:
+        assert response.status == 200
+        entry = await client.entry((await response.json())["prompt_id"])
+    assert entry["status"]["status_str"] == "error"
+    assert entry["prompt"][3] == {}
+    after = await client.entry(await client.submit(("Noise", {"seed": 1})))
+    assert after["status"]["status_str"] == "success"
+    async with session.get("/metrics") as response:
+        assert 'comfy_backend_jobs_running{gpu="1"} 0.0' in await response.text()
+
+
 async def test_a_result_that_json_cannot_hold_is_told_as_text(session: aiohttp.ClientSession) -> None:
     """One such result neither stops events nor makes the history unreadable."""
     async with Client(session, 2) as client:

@@ -1,5 +1,6 @@
 """The guard around ComfyUI's worker loop."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -50,7 +51,9 @@ def state() -> Iterator[State]:
         yield found
 
 
-def guarded(state: State, error: BaseException, *, running: bool = True, client: str | None = "me") -> list[float]:
+def guarded(
+    state: State, error: BaseException, *, running: bool = True, client: str | None = "me", extra: Any = None
+) -> list[float]:
     """Let lane 1's loop break with ``error``; gives the pauses that were made."""
     queue = state.queues.lanes[1]
     pauses: list[float] = []
@@ -62,7 +65,8 @@ def guarded(state: State, error: BaseException, *, running: bool = True, client:
         raise error
 
     if running:
-        extra = {} if client is None else {"client_id": client}
+        if extra is None:
+            extra = {} if client is None else {"client_id": client}
         queue.put((0, "job", {"7": {"class_type": "Breaks"}}, extra, []))
     with in_lane(1):
         workers.guarded(state, queue, loop, pauses.append)
@@ -91,6 +95,51 @@ def test_a_job_without_a_client_is_told_to_nobody(state: State) -> None:
     guarded(state, RuntimeError("x"), client=None)
     assert state.server.sent == []
     assert "job" in state.queues.merged.get_history()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("extra", [5, True, 1.5])
+def test_a_job_that_comfyui_cannot_end_is_ended_all_the_same(state: State, extra: Any) -> None:
+    """Its ``task_done`` raises after it took the item out: history, counters and the lane are as after any error."""
+    assert guarded(state, TypeError("x"), extra=extra) == []
+    entry = state.queues.merged.get_history()["job"]  # type: ignore[attr-defined]
+    assert entry["status"]["status_str"] == "error"
+    assert entry["status"]["messages"][-1][1]["exception_type"] == "TypeError"
+    assert entry["prompt"][3] == {}
+    shown = state.lanes[1].stats.snapshot()
+    assert (shown.running, shown.outcomes["error"]) == (0, 1)
+    assert state.queues.lanes[1].currently_running == {}
+    assert state.queues.shared.history.of(1) == ["job"]
+
+
+def test_a_job_that_ran_but_cannot_be_ended_as_it_ended_fails(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client hears an error and the end, though neither ComfyUI's ending nor the first message succeeds."""
+    queue = state.queues.lanes[1]
+
+    def breaks(*_: object, **__: object) -> None:
+        raise OSError
+
+    def loop() -> None:
+        item, number = queue.get(timeout=0) or ((), 0)
+        state.interrupts.aim(1, item[1])
+        queue.task_done(number, {}, type(queue).ExecutionStatus("success", True, []))  # type: ignore[attr-defined]
+
+    heard: list[str] = []
+
+    def send_sync(event: str, data: Any, sid: Any = None) -> None:
+        heard.append(event)
+        if event == "execution_error":
+            raise RuntimeError
+
+    monkeypatch.setattr(sys.modules["execution"].PromptQueue, "task_done", breaks)
+    monkeypatch.setattr(state.server, "send_sync", send_sync)
+    queue.put((0, "job", {}, {"client_id": "me"}, []))
+    with in_lane(1):
+        workers.guarded(state, queue, loop, lambda _: pytest.fail("a job was running"))
+    assert [event for event in heard if event != "status"] == ["execution_error", "executing"]
+    entry = state.queues.merged.get_history()["job"]  # type: ignore[attr-defined]
+    assert (entry["status"]["status_str"], entry["prompt"][3]) == ("error", {"client_id": "me"})
+    assert state.lanes[1].stats.snapshot().running == 0
+    assert state.interrupts._aimed == {}
 
 
 def test_a_loop_that_breaks_without_a_job_is_not_started_in_a_rush(state: State) -> None:

@@ -150,6 +150,8 @@ class PromptQueue:
     def task_done(self, item_id, history_result, status):
         with self.mutex:
             item = self.currently_running.pop(item_id)
+            if "secret" in item[3]:
+                item[3].pop("secret")
             entry = {"prompt": item, "outputs": {}, "status": status._asdict()}
             self.history[item[1]] = {**entry, **history_result}
             self.server.queue_updated()

@@ -58,7 +58,9 @@ class PromptServer:
             if not fine:
                 return web.json_response({"error": error, "node_errors": wrong}, status=400)
             number, self.number = self.number, self.number + 1
-            extra = {"client_id": body["client_id"]} if "client_id" in body else {}
+            extra = body.get("extra_data", {})
+            if "client_id" in body:
+                extra["client_id"] = body["client_id"]
             self.prompt_queue.put((number, prompt_id, body["prompt"], extra, outputs))
             return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": {}})
 
