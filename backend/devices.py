@@ -37,12 +37,13 @@ def choose(gpus: int, given: Sequence[str], cuda_devices: int) -> list[str]:
 def normal(name: str) -> str:
     """``0`` → ``cuda:0``, ``cuda`` → ``cuda:0``, others lower-cased; raises ``ValueError`` for what is no device."""
     text = name.strip().lower()
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return f"cuda:{int(text)}"
     if text == "cuda":
         return "cuda:0"
     kind, _, index = text.partition(":")
-    if kind not in {"cpu", "cuda", "xpu", "mps"} or (index and not index.isdigit()) or text.endswith(":"):
+    numbered = index.isascii() and index.isdigit()
+    if kind not in {"cpu", "cuda", "xpu", "mps"} or (index and not numbered) or text.endswith(":"):
         raise ValueError(f"{name!r} is not a device; write cuda:0, cuda:1, … or cpu")
     return "cpu" if kind == "cpu" else text
 

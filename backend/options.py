@@ -12,6 +12,7 @@ from backend import devices, share
 from backend.issue_lock import MODES, Mode
 
 DEFAULT_GPUS = 4
+MOST_GPUS = 64
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
     gpus = args.gpus if args.gpus is not None else len(names) or _default_gpus(parser, env)
     if gpus < 1:
         parser.error(f"--gpus: {gpus}; at least one is needed")
+    if gpus > MOST_GPUS:
+        parser.error(f"--gpus or COMFY_NUM_GPUS: {gpus}; {MOST_GPUS} is the most")
     if args.threads < 0:
         parser.error(f"--threads: {args.threads}; 0 leaves it to torch")
     if names and len(names) != gpus:
@@ -102,7 +105,7 @@ def _default_gpus(parser: argparse.ArgumentParser, env: Mapping[str, str]) -> in
     text = env.get("COMFY_NUM_GPUS", "").strip()
     if not text:
         return DEFAULT_GPUS
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         parser.error(f"COMFY_NUM_GPUS is {text!r}; it must be a whole number")
     return int(text)
 

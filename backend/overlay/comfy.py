@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from backend.instance import comfyui_words
 from backend.options import Options
@@ -27,8 +27,15 @@ class NotComfyUIError(ValueError):
     """The folder is no ComfyUI checkout."""
 
 
+ELSEWHERE: Final = {
+    "--port": "the port is that of [backend] url, or of --port straight at the backend",
+    "--listen": "the address is that of [backend] url, or of --host straight at the backend; clients see [listen]",
+}
+"""ComfyUI arguments that have a setting of their own here, and which."""
+
+
 class ArgumentError(ValueError):
-    """ComfyUI arguments that cannot be used with several lanes."""
+    """ComfyUI arguments that cannot be used here."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,28 @@ def arguments(options: Options, cpu: bool) -> list[str]:
         own.append("--cpu")
     apart = comfyui_words(options.instance, options.comfyui_args, (options.comfyui or Path()).absolute())
     return [*own, *options.comfyui_args, *apart]
+
+
+def refuse_own(words: Sequence[str]) -> None:
+    """Raises ``ArgumentError`` for a ComfyUI argument that would move the server from where it is looked for."""
+    for word in words:
+        given = word.partition("=")[0]
+        # As ComfyUI's parser takes a shortened name.
+        own = next((name for name in ELSEWHERE if len(given) > len("--p") and name.startswith(given)), None)
+        if own is not None:
+            raise ArgumentError(f"{word} cannot be given to ComfyUI (after -- or in [backend] args): {ELSEWHERE[own]}")
+
+
+def missing(error: ModuleNotFoundError, checkout: Checkout) -> str | None:
+    """What to do where this interpreter lacks a package of ComfyUI; ``None`` when the name is of ComfyUI or ours."""
+    name = (error.name or "").partition(".")[0]
+    own = any((checkout.folder / place).exists() for place in (name, f"{name}.py"))
+    if not name or own or name == __name__.partition(".")[0]:
+        return None
+    return (
+        f"{sys.executable} has no {name}, which ComfyUI needs: name the Python of ComfyUI's own environment with "
+        f'--python PY or python = "PY" in [backend] of config.toml, or install {checkout.folder}/requirements.txt there'
+    )
 
 
 def enter(checkout: Checkout, words: Sequence[str]) -> None:

@@ -22,9 +22,20 @@ def run(options: Options) -> int:
     options = _settled(options)
     try:
         checkout = comfy.find(options.comfyui or Path())
-    except comfy.NotComfyUIError as error:
+        comfy.refuse_own(options.comfyui_args)
+    except (comfy.NotComfyUIError, comfy.ArgumentError) as error:
         log.error("%s", error)  # noqa: TRY400 (the line is for the user; a traceback says no more)
         return EXIT_USAGE
+    try:
+        return _run(checkout, options)
+    except ModuleNotFoundError as error:
+        if (problem := comfy.missing(error, checkout)) is None:
+            raise
+        log.error("%s", problem)  # noqa: TRY400 (the line is for the user; a traceback says no more)
+        return EXIT_USAGE
+
+
+def _run(checkout: comfy.Checkout, options: Options) -> int:
     if not options.sched:
         return _run_plain(checkout, options)
     from backend.overlay import parallel  # noqa: PLC0415 (plain ComfyUI does without all of it)

@@ -1,5 +1,6 @@
 """Finding a checkout and preparing its environment, without loading it."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -72,7 +73,34 @@ def test_one_visible_device_for_several_lanes_is_a_mistake(device: object, gpus:
 
 def test_the_users_arguments_come_last() -> None:
     """So that they count; ``--cpu`` is not said twice."""
-    options = Options(host="127.0.0.1", port=8000, comfyui_args=("--port", "1", "--cpu"))
+    options = Options(host="127.0.0.1", port=8000, comfyui_args=("--fast", "--cpu"))
     words = comfy.arguments(options, cpu=True)
-    assert words == ["--listen", "127.0.0.1", "--port", "8000", "--port", "1", "--cpu"]
+    assert words == ["--listen", "127.0.0.1", "--port", "8000", "--fast", "--cpu"]
     assert comfy.arguments(Options(port=1), cpu=True)[-1] == "--cpu"
+
+
+@pytest.mark.parametrize("words", [
+    ["--port", "1"], ["--cpu", "--port=1"], ["--listen"], ["--listen", "0.0.0.0"], ["--listen=::"], ["--por", "1"],
+])
+def test_where_the_server_listens_is_not_comfyuis_to_say(words: list[str]) -> None:
+    """Refused with the setting that says it."""
+    with pytest.raises(comfy.ArgumentError, match=r"\[backend\] url.* --(port|host)"):
+        comfy.refuse_own(words)
+
+
+def test_other_arguments_are_comfyuis() -> None:
+    """Also those that begin like a refused one, and values that look like one."""
+    comfy.refuse_own(["--lowvram", "--preview-method", "auto", "--log-stdout", "--p", "port", "--", "-", ""])
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("torch", True), ("typing_extensions.x", True), ("comfy.new", False), ("nodes", False), ("backend.x", False),
+    (None, False),
+])
+def test_a_package_that_the_interpreter_lacks_is_named(name: str | None, told: bool) -> None:
+    """With the interpreter and what to do; a module that the checkout or we ourselves have lost is another matter."""
+    found = comfy.missing(ModuleNotFoundError("x", name=name), comfy.Checkout(FOLDER, "0"))
+    assert (found is not None) == told
+    if found is not None and name is not None:
+        for word in (sys.executable, f"has no {name.partition('.')[0]},", "--python", "python = ", "[backend]"):
+            assert word in found

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -153,6 +154,27 @@ def test_wrong_arguments_of_comfyui_end_the_start(folder: Path) -> None:
     code, output = said(folder, "--", "--cuda-device", "0")
     assert code == EXIT_USAGE
     assert "leaves one GPU for 2 lanes" in output
+
+
+@pytest.mark.parametrize("sched", ["1", "0"])
+def test_an_interpreter_without_comfyuis_packages_is_one_clear_line(folder: Path, sched: str) -> None:
+    """Starting again would not help: the exit code says so, and the line what would."""
+    main = folder / "main.py"
+    main.write_text("import package_that_nobody_has\n" + main.read_text(encoding="utf-8"), encoding="utf-8")
+    code, output = said(folder, COMFY_MULTI_GPU_SCHED=sched)
+    assert code == EXIT_USAGE
+    assert f"{sys.executable} has no package_that_nobody_has, which ComfyUI needs" in output
+    assert "--python" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("words", [("--port", "1234"), ("--listen",)])
+def test_comfyui_is_not_told_another_address(folder: Path, words: tuple[str, ...]) -> None:
+    """The ready line would name a port where nobody listens."""
+    code, output = said(folder, "--", *words)
+    assert code == EXIT_USAGE
+    assert f"{words[0]} cannot be given to ComfyUI" in output
+    assert "[backend] url" in output
 
 
 def test_a_busy_port_is_one_clear_line(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.config import Backend
 from gateway.fleet.command import EXIT_DEVICE_FAULT, EXIT_PORT_IN_USE, EXIT_USAGE, READY_PREFIX, backend_command
+from gateway.spec import MOST_GPUS
 
 
 def options(argv: tuple[str, ...]) -> dict[str, str]:
@@ -103,3 +104,10 @@ def test_both_sides_mean_the_same_ready_line_and_exit_codes():
     assert contract.READY_PREFIX == READY_PREFIX
     ours = (EXIT_USAGE, EXIT_PORT_IN_USE, EXIT_DEVICE_FAULT)
     assert ours == (contract.EXIT_USAGE, contract.EXIT_PORT_IN_USE, contract.EXIT_DEVICE_FAULT)
+
+
+def test_both_sides_take_the_same_number_of_gpus():
+    """What the gateway lets through the backend does not refuse."""
+    from backend import options  # noqa: PLC0415 (only this test may see both sides)
+
+    assert options.MOST_GPUS == MOST_GPUS
