@@ -74,7 +74,8 @@ def _run_embedded(options: Options) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(EXIT_OK)
+    # Not by an exception: one that passes through the imports of torch can come out as another, or not at all.
+    os._exit(EXIT_OK)
 
 
 def _cannot_listen(error: OSError) -> int:

@@ -127,7 +127,7 @@ def test_it_does_not_outlive_its_parent(tmp_path: Path):
     ]  # fmt: skip
     script = f"import subprocess; subprocess.run({command!r}, stdout=open({str(tmp_path / 'out')!r}, 'w'))"
     root = Path(__file__).resolve().parents[2]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "COMFYUI_DIR": ""}
     parent = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL)
     out = tmp_path / "out"
     wait_until(lambda: out.exists() and "\n" in out.read_text(), 60, "ready line")
