@@ -6,7 +6,7 @@ Knows nothing of queues, devices or ComfyUI.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -14,6 +14,10 @@ T = TypeVar("T")
 _lane: Final[ContextVar[int | None]] = ContextVar("backend_lane", default=None)
 _judged: Final[ContextVar[bool]] = ContextVar("backend_judged", default=False)
 _job: Final[ContextVar[str | None]] = ContextVar("backend_job", default=None)
+_handed_on: Final[ContextVar[bool]] = ContextVar("backend_handed_on", default=False)
+
+_running: Final[dict[int, str]] = {}
+"""The job each lane is at."""
 
 
 def current_lane() -> int | None:
@@ -22,8 +26,37 @@ def current_lane() -> int | None:
 
 
 def current_job() -> str | None:
-    """``prompt_id`` of the job this code runs for, if any."""
-    return _job.get()
+    """``prompt_id`` of the job this code runs for, if any.
+
+    A thread may outlive the job that started it; from then on it works for whichever job its lane runs.
+    """
+    job, lane = _job.get(), _lane.get()
+    return job if job is None or lane is None or not _handed_on.get() else _running.get(lane, job)
+
+
+def outlived() -> bool:
+    """Whether the job that started this thread is over and its lane is at another."""
+    return _handed_on.get() and current_job() != _job.get()
+
+
+def handed_on() -> Context:
+    """A copy of the running code's context for a thread that may live on when the job is over."""
+    context = copy_context()
+    context.run(_handed_on.set, True)
+    return context
+
+
+def in_sight() -> tuple[int | None, str | None]:
+    """Lane and job whose state this code sees: its own, or those of the only lane that runs a job just now.
+
+    The latter for code that was never given a lane, such as a thread that a custom node started at import.
+    """
+    unknown = -1
+    lane = _lane.get(unknown)
+    if lane != unknown:
+        return lane, current_job()
+    busy = list(_running.items())
+    return busy[0] if len(busy) == 1 else (None, None)
 
 
 @contextmanager
@@ -54,16 +87,27 @@ def judging() -> bool:
 @contextmanager
 def in_job(prompt_id: str | None) -> Iterator[None]:
     """Run the block for the job ``prompt_id``."""
-    token = _job.set(prompt_id)
+    token, lane = _job.set(prompt_id), _lane.get()
+    if lane is not None and prompt_id is not None:
+        _running[lane] = prompt_id
     try:
         yield
     finally:
         _job.reset(token)
+        if lane is not None and prompt_id is not None and _running.get(lane) == prompt_id:
+            _running.pop(lane, None)
 
 
 def work_on(prompt_id: str | None) -> None:
     """From here on this thread works on ``prompt_id``, until it says otherwise; for a worker's own thread."""
     _job.set(prompt_id)
+    lane = _lane.get()
+    if lane is None:
+        return
+    if prompt_id is None:
+        _running.pop(lane, None)
+    else:
+        _running[lane] = prompt_id
 
 
 class PerLane(Generic[T]):

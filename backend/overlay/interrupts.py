@@ -5,7 +5,7 @@ Owns the flags. Knows nothing of queues: whoever aims has made sure, under the q
 
 from collections.abc import Callable
 
-from backend.context import current_job, current_lane
+from backend.context import current_job, current_lane, in_sight
 
 
 class Interrupts:
@@ -52,13 +52,13 @@ class Interrupts:
         """True when the job that asks is to stop."""
         if not self._aimed:
             return False
-        lane = current_lane()
+        lane, job = in_sight()
         aimed = None if lane is None else self._aimed.get(lane)
-        return aimed is not None and aimed == current_job()
+        return aimed is not None and aimed == job
 
     def take(self) -> bool:
         """``hit``, once: true for the first that asks."""
         if not self._aimed or not self.hit():
             return False
-        lane = current_lane()
+        lane, _ = in_sight()
         return lane is not None and self._aimed.pop(lane, None) is not None

@@ -91,6 +91,8 @@ def _interrupt(state: State, pair: Pair) -> str | None:
 def _seed(state: State, pair: Pair) -> str | None:
     import torch  # noqa: PLC0415 (ComfyUI's environment has it; loaded by then)
 
+    if pair[1] is None:
+        return None  # a single lane has the process's generators to itself
     before = torch.random.get_rng_state()
     generators = [_in(lane, torch.manual_seed, seed) for lane, seed in zip(pair, (1, 2), strict=True)]
     drawn = [_in(lane, torch.randn, 4) for lane in pair]

@@ -83,6 +83,27 @@ def helper_threads(lanes: Sequence[Lane], *, pool: bool, steps: int = 10, second
     return verdict
 
 
+def served_progress(lane: Lane, *, steps: int = 5, seconds: float = 60) -> Verdict:
+    """Two jobs after another hand their work to one thread: each hears its own progress under its own name."""
+    verdict, patience = Verdict(), Patience(seconds)
+    for name in ("import", uuid.uuid4().hex):
+        for turn in (1, 2):
+            with Listener(lane) as listener:
+                prompt = {"1": workflows.node("ProofServedProgress", steps=steps, name=name, tag=uuid.uuid4().hex)}
+                job = lane.submit(prompt, listener.client)
+                try:
+                    lane.finished(job, patience.left())
+                    listener.idle_after(job, patience.left())
+                except (TimeoutError, ConnectionError) as error:
+                    verdict.problems.append(f"{name}, job {turn}: {error}")
+                told = [event.data for event in listener.of("progress")]
+                verdict.counts["progress"] += len(told)
+                wanted = [(job, "1")] * steps
+                given = [(each["prompt_id"], each["node"]) for each in told]
+                verdict.expect(given == wanted, f"{name}, job {turn}: progress of {given}")
+    return verdict
+
+
 def same_client(first: Lane, second: Lane, *, seconds: float = 30) -> Verdict:
     """One ``clientId`` on two ports is two clients, also after one of them has gone."""
     verdict, client = Verdict(), uuid.uuid4().hex

@@ -25,6 +25,12 @@ def test_helper_threads(ports: Site, pool: bool) -> None:
     accept("helper threads", scenarios.helper_threads(ports.lanes, pool=pool))
 
 
+def test_threads_that_live_on(ports: Site, plain: Site) -> None:
+    """A thread started at import, or by an earlier job, reports under the job that runs, as in plain ComfyUI."""
+    accept("plain", scenarios.served_progress(plain.lanes[0]))
+    accept("on GPU 2", scenarios.served_progress(ports.lanes[2]))
+
+
 def test_same_client_id(ports: Site) -> None:
     """The same ``clientId`` on two ports is two clients, also after one has left."""
     accept("same clientId", scenarios.same_client(ports.lanes[0], ports.lanes[1]))

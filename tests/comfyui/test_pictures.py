@@ -12,6 +12,8 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 
 NOISE = ("torch", "torch_like", "torch_inplace", "torch_returned", "torch_perm", "numpy", "python", "thread", "async")
 
+BEYOND = ("dropout", "rrelu", "dirichlet", "scipy", "default_generator")
+
 
 def accept(name: str, verdict: Verdict) -> None:
     print(f"\n{name}: {verdict}")
@@ -29,6 +31,15 @@ def test_seeds(ports: Site, plain: Site) -> None:
     verdict = scenarios.same_pictures(ports.lanes, plain.lanes[0], mixed)
     accept("seeds", verdict)
     assert verdict.counts["pictures"] == 120
+
+
+def test_seeds_beyond_the_patches(ports: Site, plain: Site) -> None:
+    """What draws past every replaced name follows the seed, too, as long as one job runs at a time."""
+    prompts = [workflows.noise(seed, how) for seed in (3, 2**40 + 1) for how in BEYOND]
+    again = [workflows.noise(seed, how, prefix="proof/again") for seed in (3, 2**40 + 1) for how in BEYOND]
+    verdict = scenarios.same_pictures(ports.lanes[1:2], plain.lanes[0], prompts + again)
+    accept("seeds beyond the patches", verdict)
+    assert verdict.counts["pictures"] == 20
 
 
 def test_mixed(ports: Site, plain: Site) -> None:

@@ -1,18 +1,21 @@
 """What each lane draws random numbers from: its own default generators of torch, numpy and ``random``.
 
-Owns those states and whose they are. The names through which code reaches them are in ``randomness`` and
-``host_randomness``.
+Owns those states and whose they are. A lane's seed goes to the process-wide generators, too: operators that cannot be
+given a generator draw from those, and with one job at a time they draw what plain ComfyUI's do.
+The names through which code reaches them are in ``randomness`` and ``host_randomness``.
 """
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from backend.context import current_job, current_lane
 from backend.lanes import Lane
+
+PROCESS: Final[torch.Generator] = torch.default_generator
 
 
 class Draws:
@@ -37,9 +40,7 @@ class Draws:
                 self._private = torch.Generator(self.device)
                 self._private.seed()
             return self._private
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it so
-        generator: torch.Generator = torch.cuda.default_generators[self.device.index]
-        return generator
+        return self._of_gpu()
 
     def for_device(self, device: torch.device) -> torch.Generator | None:
         """What to draw from on ``device``; ``None`` where torch's own choice is right."""
@@ -55,11 +56,40 @@ class Draws:
         return found.type == self.device.type and found.index in {None, self.device.index}
 
     def seed(self, seed: int) -> torch.Generator:
-        """As ``torch.manual_seed``, for this lane alone."""
-        self.cpu.manual_seed(seed)
+        """As ``torch.manual_seed``, of GPUs for this lane's alone."""
+        self.seed_cpu(seed)
+        self.seed_cuda(seed)
+        return self.cpu
+
+    def seed_cpu(self, seed: int) -> torch.Generator:
+        """Seed the lane's generator on the CPU, and the process's."""
+        PROCESS.manual_seed(seed)
+        return self.cpu.manual_seed(seed)
+
+    def set_cpu_state(self, state: torch.Tensor) -> None:
+        """Put the lane's generator on the CPU, and the process's, where ``state`` was taken."""
+        self.cpu.set_state(state)
+        PROCESS.set_state(state)
+
+    def seed_cuda(self, seed: int) -> None:
+        """Seed this lane's GPU: where lanes share it, the lane's generator and the GPU's."""
         if (cuda := self.cuda()) is not None:
             cuda.manual_seed(seed)
-        return self.cpu
+            if self._shared:
+                self._of_gpu().manual_seed(seed)
+
+    def set_cuda_state(self, state: torch.Tensor) -> None:
+        """Put what ``seed_cuda`` seeds where ``state`` was taken."""
+        if (cuda := self.cuda()) is not None:
+            cuda.set_state(state)
+            if self._shared:
+                self._of_gpu().set_state(state)
+
+    def _of_gpu(self) -> torch.Generator:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it so
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        generator: torch.Generator = torch.cuda.default_generators[index]
+        return generator
 
 
 class LaneDraws:

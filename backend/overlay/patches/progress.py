@@ -1,14 +1,15 @@
 """The registry of nodes' progress: one per lane instead of one per process.
 
 Owns where the registries are kept. With one, every lane writes into that of the job started last, and a look at it
-while another lane changes it kills the worker.
+while another lane changes it kills the worker. Also whose node call a thread still belongs to.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-from backend.context import PerLane
+from backend.context import PerLane, in_sight, outlived
 from backend.overlay.patch import Patch, params
 from backend.overlay.patches.modules import with_property
 from backend.overlay.state import State
@@ -34,10 +35,15 @@ def patches(state: State) -> list[Patch]:
         ),
         Patch(
             f"{MODULE}:__class__",
-            with_property("global_progress_registry", registries.get, registries.set),
+            with_property("global_progress_registry", lambda: registries.of(in_sight()[0]), registries.set),
             "code that reads the registry as a variable sees its lane's",
             required=False,
             rebind=False,
+        ),
+        Patch(
+            "comfy_execution.utils:get_executing_context",
+            _executing,
+            "a thread that outlives its job would label another job's progress with the first one's node",
         ),
     ]
 
@@ -58,10 +64,21 @@ def _reset(registries: PerLane[Any]) -> Callable[[str, Any], None]:
 
 def _get(registries: PerLane[Any]) -> Callable[[], Any]:
     def get_progress_state() -> Any:
-        found = registries.get()
+        lane, _ = in_sight()
+        found = registries.of(lane)
         if found is None:
             found = _registry("", importlib.import_module("comfy_execution.graph").DynamicPrompt({}))
-            registries.set(found)
+            registries.put(lane, found)
         return found
 
     return get_progress_state
+
+
+def _executing(original: Callable[[], Any]) -> Callable[[], Any]:
+    """Without a node call of its own a thread is, to ComfyUI, one of the job and node its lane is at."""
+
+    @functools.wraps(original)
+    def get_executing_context() -> Any:
+        return None if outlived() else original()
+
+    return get_executing_context

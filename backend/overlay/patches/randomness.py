@@ -1,7 +1,8 @@
 """Random numbers per lane: torch's default generators as every lane's own.
 
 Owns the torch names that draw without a generator of the caller's; what they draw from is in ``draws``, numpy and
-``random`` in ``host_randomness``. Values are those plain ComfyUI would draw; outside a lane nothing changes.
+``random`` in ``host_randomness``, ``torch.default_generator`` in its own module.
+Values are those plain ComfyUI would draw; outside a lane nothing changes.
 Knows nothing of queues, nodes or ComfyUI.
 """
 
@@ -16,6 +17,7 @@ from torch.utils import _device as default_device
 from backend.lanes import Lane
 from backend.overlay.patch import Patch, params, params_start
 from backend.overlay.patches import host_randomness
+from backend.overlay.patches.default_generator import DefaultGenerator
 from backend.overlay.patches.draws import Draws, LaneDraws
 
 WHY: Final = "two lanes seeding and drawing at once would get each other's random numbers"
@@ -41,7 +43,12 @@ _scripted: Final[list[Any]] = []
 
 
 def patches(lanes: Sequence[Lane]) -> list[Patch]:
-    """Every random name of torch, numpy and ``random`` that works without a generator of the caller's."""
+    """Every random name of torch, numpy and ``random`` that works without a generator of the caller's.
+
+    None for a single lane: it has the process's generators to itself, as plain ComfyUI does.
+    """
+    if len(lanes) == 1:
+        return []
     # torch remembers which functions a default device applies to: that list must hold the originals.
     default_device._device_constructors()  # noqa: SLF001 (there is no public way)
     draws = LaneDraws(lanes)
@@ -49,6 +56,7 @@ def patches(lanes: Sequence[Lane]) -> list[Patch]:
     found += [Patch(f"torch:{name}", functools.partial(_like, draws, name), WHY) for name in LIKES]
     found += [Patch(f"torch:{name}", functools.partial(_of_tensor, draws), WHY) for name in OF_TENSOR]
     found += [Patch(f"torch:Tensor.{name}", functools.partial(_of_tensor, draws), WHY) for name in METHODS]
+    found.append(Patch("torch:default_generator", functools.partial(DefaultGenerator.over, draws.current), WHY))
     found += _state_patches(draws)
     found += _cuda_patches(draws)
     return found + host_randomness.patches(draws.current)
@@ -67,11 +75,16 @@ def _wrap(original: Any, replacement: Any) -> Any:
     return replacement
 
 
-def _own(draws: LaneDraws, kwargs: Mapping[str, Any]) -> Draws | None:
+def _own(draws: LaneDraws, kwargs: dict[str, Any]) -> Draws | None:
     """Whose numbers to draw; ``None`` when the caller brought a generator or there is no lane."""
-    if kwargs.get("generator") is not None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return None
-    return draws.current()
+    given = kwargs.get("generator")
+    if given is None:
+        return draws.current()
+    if isinstance(given, DefaultGenerator):
+        kwargs["generator"] = given.real()
+    return None
 
 
 def _target(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
@@ -191,7 +204,7 @@ def _state_patches(draws: LaneDraws) -> list[Patch]:
         Patch("torch:seed", redirect(fresh_seed), WHY, params()),
         Patch("torch:initial_seed", redirect(lambda own: own.cpu.initial_seed()), WHY, params()),
         Patch("torch:get_rng_state", redirect(lambda own: own.cpu.get_state()), WHY, params()),
-        Patch("torch:set_rng_state", redirect(lambda own, new_state: own.cpu.set_state(new_state)), WHY),
+        Patch("torch:set_rng_state", redirect(lambda own, new_state: own.set_cpu_state(new_state)), WHY),
         Patch("torch.random:fork_rng", fork, "it would rewind every GPU's random numbers", params_start("devices")),
     ]
 
@@ -241,17 +254,17 @@ def _cuda_patches(draws: LaneDraws) -> list[Patch]:
     """Seeds and states of the CUDA generators."""
 
     def seed(own: Draws, cuda: torch.Generator, seed: int) -> None:
-        cuda.manual_seed(int(seed))
+        own.seed_cuda(int(seed))
 
     def fresh(own: Draws, cuda: torch.Generator) -> None:
         cuda.seed()
 
     def write(own: Draws, cuda: torch.Generator, new_state: torch.Tensor, device: Any = "cuda") -> None:
         if own.is_own(device):
-            cuda.set_state(new_state)
+            own.set_cuda_state(new_state)
 
     def write_all(own: Draws, cuda: torch.Generator, new_states: Sequence[torch.Tensor]) -> None:
-        cuda.set_state(new_states[own.device.index])
+        own.set_cuda_state(new_states[own.device.index])
 
     writes: dict[str, Callable[..., None]] = {
         "manual_seed": seed,

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from backend.context import PerLane, current_lane
+from backend.context import PerLane, current_lane, in_sight
 from backend.overlay import routing
 from backend.overlay.events import address
 from backend.overlay.observe import observe
@@ -88,7 +88,7 @@ def _queue(state: State) -> property:
 
 def _slot(slot: PerLane[Any], doc: str) -> property:
     def get(self: Any) -> Any:
-        return slot.get()
+        return slot.of(in_sight()[0])
 
     def put(self: Any, value: Any) -> None:
         slot.set(value)

@@ -1,16 +1,15 @@
 """Helper threads of nodes belong to the lane that started them: its context, and its GPU as their current device.
 
 Only work that starts inside a lane is touched. Pool threads outlive their first task, so the context belongs to
-the task and never to the thread. Knows nothing of ComfyUI.
+the task and never to the thread. A thread that outlives its job works on for its lane. Knows nothing of ComfyUI.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
 from typing import Any, Final
 
-from backend.context import current_lane, in_job, in_lane
+from backend.context import current_lane, handed_on, in_job, in_lane
 from backend.lanes import Lane
 from backend.overlay.patch import Patch, params, params_start
 
@@ -58,7 +57,7 @@ def bound(devices: dict[int, str], function: Callable[..., Any]) -> Callable[...
     """``function`` as the running code would call it: in a copy of its context and on its lane's device."""
     lane = current_lane()
     device = devices.get(lane, "cpu") if lane is not None else "cpu"
-    context = copy_context()
+    context = handed_on()
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with on_device(device):

@@ -2,9 +2,11 @@
 
 import sys
 import types
+from collections.abc import Iterator
 
 import pytest
 
+from backend import context
 from tests.backend.overlay.doubles import comfy_modules
 
 
@@ -24,3 +26,12 @@ def newer_comfy(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)
     return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs() -> Iterator[None]:
+    """No job of another test counts as running, and none of this one's is left to the next."""
+    context._running.clear()
+    yield
+    context.work_on(None)
+    context._running.clear()

@@ -143,7 +143,7 @@ def test_a_generator_of_the_callers_is_used_as_it_is(patched: None):
 
 
 def test_outside_lanes_nothing_changes(patched: None):
-    """The server's own code seeds and reads the process-wide generators, and lanes leave those alone."""
+    """The server's own code seeds and reads the process-wide generators, and what lanes draw leaves those alone."""
     torch.manual_seed(4)
     np.random.seed(4)
     random.seed(4)
@@ -152,11 +152,114 @@ def test_outside_lanes_nothing_changes(patched: None):
     np.random.seed(4)
     random.seed(4)
     with job(3):
-        seed_all(99)
         for draw in DRAWS.values():
             draw()
     assert torch.equal(torch.default_generator.get_state(), before[0])
     assert (np.random.random(), random.random()) == before[1:]
+
+
+# In a tuple, where no patch finds them: modules' own names are replaced.
+HELD = (np.random.mtrand._rand, random._inst)  # type: ignore[attr-defined]
+
+# What draws past every name that can be replaced.
+BEYOND: dict[str, Callable[[], Any]] = {
+    "dropout": lambda: torch.nn.functional.dropout(torch.ones(64), 0.5, training=True),
+    "rrelu": lambda: torch.nn.functional.rrelu(-torch.ones(16), training=True),
+    "gamma": lambda: torch.distributions.Gamma(1.0, 1.0).sample((4,)),
+    "beta": lambda: torch.distributions.Beta(torch.tensor(1.0), torch.tensor(1.0)).sample((4,)),
+    "dirichlet": lambda: torch.distributions.Dirichlet(torch.ones(3)).sample(),
+    "the operator itself": lambda: torch.ops.aten.randn([4]),
+    "numpy's instance, held": lambda: HELD[0].standard_normal(4),
+    "random's instance, held": lambda: [HELD[1].random(), HELD[1].gauss(0, 1)],
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_one_job_at_a_time_repeats_what_no_patch_reaches(patched: None, name: str):
+    """After a lane's seed, operators without a generator draw what they draw in a process without lanes."""
+    seed_all(21)
+    plain = BEYOND[name]()
+    with job(1):
+        for _ in range(2):
+            seed_all(21)
+            assert equal(BEYOND[name](), plain)
+            state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+            seed_all(4)
+            torch.set_rng_state(state[0])
+            np.random.set_state(state[1])
+            random.setstate(state[2])
+            assert equal(BEYOND[name](), plain)
+
+
+def test_what_no_patch_reaches_does_not_move_a_lanes_own_numbers(patched: None):
+    """Another job's dropout, or its seed, between a seed and a draw changes nothing."""
+    with job(0):
+        seed_all(5)
+        alone = [draw() for draw in DRAWS.values()]
+        seed_all(5)
+        for draw in BEYOND.values():
+            draw()
+    with job(1):
+        seed_all(6)
+        for draw in BEYOND.values():
+            draw()
+    with job(0):
+        assert all(map(equal, [draw() for draw in DRAWS.values()], alone))
+
+
+def test_torchs_default_generator_is_the_lanes(patched: None):
+    """Seeded, read, restored, and given to a function, ``torch.default_generator`` is the lane's; elsewhere torch's."""
+    wanted = torch.Generator().manual_seed(7)
+    first, second = torch.rand(3, generator=wanted), torch.rand(3, generator=wanted)
+    outside = torch.manual_seed(1).get_state()
+    assert torch.equal(torch.default_generator.get_state(), outside)
+    with job(1):
+        torch.default_generator.manual_seed(7)
+    with job(2):
+        assert torch.default_generator.initial_seed() != 7
+        torch.default_generator.manual_seed(8)
+    with job(1):
+        assert torch.default_generator.initial_seed() == 7
+        assert torch.equal(torch.rand(3), first)
+        state = torch.default_generator.get_state()
+        assert torch.equal(torch.rand(3, generator=torch.default_generator), second)
+        torch.default_generator.set_state(state)
+        assert torch.equal(torch.empty(3).uniform_(generator=torch.default_generator), second)
+        assert torch.default_generator.seed() == torch.initial_seed()
+        assert isinstance(torch.default_generator, torch.Generator)
+    torch.default_generator.manual_seed(7)
+    assert torch.equal(torch.rand(3, generator=torch.default_generator), first)
+
+
+def test_numpys_own_instance_is_the_lanes(patched: None):
+    """What scipy and scikit-learn take, ``numpy.random.mtrand._rand``, is a state per lane and still a RandomState."""
+    plain = np.random.RandomState(3).standard_normal(4)
+    shared: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
+    assert isinstance(shared, np.random.RandomState)
+    for lane in (0, 1):
+        with job(lane):
+            np.random.seed(3)
+    with job(1):
+        shared.standard_normal(9)
+    with job(0):
+        assert np.array_equal(shared.standard_normal(4), plain)
+        shared.seed(3)
+        assert np.array_equal(np.random.standard_normal(4), plain)
+    np.random.seed(3)
+    assert np.array_equal(shared.standard_normal(4), plain)
+
+
+def test_a_single_lane_is_plain_torch_and_numpy():
+    """Nobody is to be kept apart: the process's generators stay the only ones, mixed draws included."""
+    assert randomness.patches(cpu_lanes(1)) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on the way to the graph
+def test_a_compiled_function_still_draws(patched: None):
+    """Tracing code that draws, from the default generator too, works inside a lane."""
+    compiled = torch.compile(lambda x: torch.nn.functional.dropout(x) + torch.randn(4), backend="eager")
+    with job(0):
+        assert compiled(torch.ones(4)).shape == (4,)
 
 
 def test_lanes_do_not_start_with_the_same_numbers(patched: None):
@@ -340,4 +443,19 @@ def test_a_lane_seeds_its_own_gpu_alone(two_gpus: list[torch.Generator]):
         assert torch.equal(torch.cuda.get_rng_state(), states[1])
         assert torch.equal(torch.cuda.get_rng_state(1), states[1])
         assert torch.cuda.get_rng_state("cuda:0") == "another GPU's"
+    assert torch.equal(two_gpus[0].get_state(), foreign)
+
+
+def test_lanes_that_share_a_gpu_seed_its_generator_too(two_gpus: list[torch.Generator]):
+    """Operators without a generator draw from the GPU's own one there: with one job at a time they follow the seed."""
+    own = draws.Draws("cuda:1", shared=True)
+    own._private = torch.Generator()  # stands for one on the GPU
+    foreign = two_gpus[0].get_state()
+    own.seed(50)
+    assert own._private.initial_seed() == two_gpus[1].initial_seed() == 50
+    state = two_gpus[1].get_state()
+    own.seed(51)
+    own.set_cuda_state(state)
+    assert torch.equal(own._private.get_state(), state)
+    assert torch.equal(two_gpus[1].get_state(), state)
     assert torch.equal(two_gpus[0].get_state(), foreign)

@@ -21,7 +21,7 @@ TELLS = {
     "server:PromptServer.prompt_queue": "queue: ",
     "comfy_execution.progress:get_progress_state": "registry: ",
     "comfy.model_management:throw_exception_if_processing_interrupted": "interrupt: ",
-    "torch:manual_seed": "seed: ",
+    "torch:randn": "seed: ",
     "comfy_execution.graph_utils:GraphBuilder.alloc_prefix": "prefix: ",
     "folder_paths:get_save_image_path": "save path: ",
 }

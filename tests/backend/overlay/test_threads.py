@@ -2,17 +2,19 @@
 
 import asyncio
 import gc
+import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import pytest
 
-from backend.context import current_job, current_lane
+from backend.context import current_job, current_lane, in_lane, in_sight, outlived, work_on
 from backend.lanes import Lane
+from backend.overlay.interrupts import Interrupts
 from backend.overlay.patches import threads
 from tests.backend.overlay.doubles import cpu_lanes, installed, job
 
@@ -116,6 +118,102 @@ def test_thread_pools_of_multiprocessing_follow_too(patched: None):
             assert pool.apply(where) == (2, "b")
     finally:
         pool.terminate()
+
+
+class Serving:
+    """A thread that does what it is handed, for as long as the process lives: many nodes keep one."""
+
+    def __init__(self) -> None:
+        self.work: queue.Queue[tuple[Callable[[], Any], queue.Queue[Any]] | None] = queue.Queue()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.work.put(None)
+        self.thread.join(30)
+
+    def _serve(self) -> None:
+        while (handed := self.work.get()) is not None:
+            handed[1].put(handed[0]())
+
+    def do(self, call: Callable[[], Any]) -> Any:
+        """What ``call`` returns in the thread."""
+        answer: queue.Queue[Any] = queue.Queue()
+        self.work.put((call, answer))
+        return answer.get(timeout=30)
+
+
+def test_a_thread_that_outlives_its_job_works_for_the_next_one_of_its_lane(patched: None):
+    """While its job runs it is that job's; then the lane's current one's, and no other lane's ever."""
+    with Serving() as serving, in_lane(2):
+        work_on("first")
+        serving.thread.start()
+        assert serving.do(where) == (2, "first")
+        assert not serving.do(outlived)
+        work_on(None)
+        assert serving.do(where) == (2, "first")
+        with job(1, "elsewhere"):
+            assert serving.do(where) == (2, "first")
+        work_on("second")
+        assert serving.do(where) == (2, "second")
+        assert serving.do(outlived)
+        work_on(None)
+
+
+def test_a_task_of_a_pool_that_outlives_its_job_does_so_too(patched: None):
+    """An endless task of an executor is such a thread."""
+    serving = Serving()
+    with ThreadPoolExecutor(1) as pool, serving:
+        serving.thread.join = lambda timeout=None: None  # type: ignore[method-assign] # the pool's thread is used
+        with job(0, "first"):
+            pool.submit(serving._serve)
+            assert serving.do(where) == (0, "first")
+        with job(0, "second"):
+            assert serving.do(where) == (0, "second")
+
+
+def test_such_a_thread_is_interrupted_with_the_job_it_works_for(patched: None):
+    """Not with the one that started it, and not with another lane's."""
+    interrupts = Interrupts()
+    with Serving() as serving:
+        with job(0, "first"):
+            serving.thread.start()
+            interrupts.aim(0, "first")
+            assert serving.do(interrupts.hit)
+        interrupts.end(0)
+        with job(0, "second"), job(1, "other"):
+            interrupts.aim(1, "other")
+            assert not serving.do(interrupts.hit)
+            interrupts.aim(0, "second")
+            assert serving.do(interrupts.hit)
+            assert serving.do(interrupts.take)
+            assert not serving.do(interrupts.take)
+
+
+def test_a_thread_of_no_lane_sees_the_only_job_there_is(patched: None):
+    """Started at import it belongs to no lane; it sees the one that runs a job, and none when two do or none does."""
+    interrupts = Interrupts()
+    with Serving() as serving:
+        serving.thread.start()
+        assert serving.do(in_sight) == (None, None)
+        with job(3, "only"):
+            assert serving.do(in_sight) == (3, "only")
+            assert serving.do(where) == (None, None)
+            interrupts.aim(3, "only")
+            assert serving.do(interrupts.hit)
+            with job(1, "another"):
+                assert serving.do(in_sight) == (None, None)
+                assert not serving.do(interrupts.hit)
+            assert serving.do(interrupts.take)
+        assert serving.do(in_sight) == (None, None)
+
+
+def test_a_request_without_a_gpu_sees_no_job():
+    """Said to be of no lane is something else than not said at all."""
+    with job(3, "only"), in_lane(None):
+        assert in_sight()[0] is None
 
 
 def test_results_arguments_and_errors_pass_through(patched: None):

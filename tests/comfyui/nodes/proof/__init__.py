@@ -6,6 +6,7 @@ that is used here.
 
 import asyncio
 import os
+import queue
 import random
 import re
 import threading
@@ -20,6 +21,7 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import numpy as np
+import scipy.stats
 import torch
 from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
@@ -123,6 +125,53 @@ class HelperThreadProgress(Node):
         return text(tag)
 
 
+class Serving:
+    """A thread that does what it is handed, for as long as the process lives: many packs keep one."""
+
+    def __init__(self) -> None:
+        self.work: queue.Queue[tuple[Any, threading.Event]] = queue.Queue()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            call, done = self.work.get()
+            try:
+                call()
+            finally:
+                done.set()
+
+    def do(self, call: Any) -> None:
+        done = threading.Event()
+        self.work.put((call, done))
+        done.wait()
+
+
+SERVING = {"import": Serving()}
+
+
+class ServedProgress(Node):
+    """Reports progress from a thread that lives on: started at import, or by the first job that asks for ``name``."""
+
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {"required": {"steps": ("INT", {"default": 5}), "name": ("STRING", {"default": "import"}), "tag": TAG}}
+
+    def run(self, steps: int, name: str, tag: str) -> dict[str, Any]:
+        bar = comfy.utils.ProgressBar(steps)
+
+        def work() -> None:
+            for _ in range(steps):
+                time.sleep(0.12)  # as above
+                bar.update(1)
+
+        if name not in SERVING:
+            SERVING[name] = Serving()
+        SERVING[name].do(work)
+        return text(tag)
+
+
 class ExpandLoop(Node):
     """Expands into ``count`` nodes of a chain, then into itself with ``depth`` one less."""
 
@@ -163,7 +212,8 @@ class SeededNoise(Node):
 
     RETURN_TYPES = ("IMAGE",)
     HOW: ClassVar[list[str]] = ["torch", "torch_like", "torch_inplace", "torch_returned", "torch_perm", "numpy",
-                                "python", "thread", "async"]
+                                "python", "thread", "async", "dropout", "rrelu", "dirichlet", "scipy",
+                                "default_generator"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
@@ -189,12 +239,26 @@ class SeededNoise(Node):
             random.seed(seed)
             time.sleep(0.003)
             return torch.tensor([random.random() for _ in range(size * size * 3)]).reshape(shape)
+        if how == "scipy":
+            np.random.seed(seed % 2**32)
+            time.sleep(0.003)
+            return torch.from_numpy(scipy.stats.uniform.rvs(size=shape).astype(np.float32))
+        if how == "default_generator":
+            torch.default_generator.manual_seed(seed)
+            time.sleep(0.003)
+            return torch.rand(shape)
         generator = torch.manual_seed(seed)
         time.sleep(0.003)  # between seed and draw: the window in which a neighbour draws
         if how == "torch_like":
             return torch.rand_like(torch.zeros(shape))
         if how == "torch_inplace":
             return torch.empty(shape).uniform_()
+        if how == "dropout":
+            return torch.nn.functional.dropout(torch.ones(shape), 0.5, training=True) / 2
+        if how == "rrelu":
+            return -torch.nn.functional.rrelu(-torch.ones(shape), training=True)
+        if how == "dirichlet":
+            return torch.distributions.Dirichlet(torch.ones(3)).sample(shape[:3])
         if how == "torch_returned":
             return torch.rand(shape, generator=generator)
         if how == "torch_perm":
@@ -427,7 +491,7 @@ class Patched(Node):
 
 NODE_CLASS_MAPPINGS = {
     f"Proof{kind.__name__}": kind
-    for kind in (RandomConditioning, Sleep, AsyncSleep, HelperThreadProgress, ExpandLoop, Tint, SeededNoise,
-                 CountingSaver, EnumerateSaver, IntSaver, NumpySaver, RangeSaver, ListingSaver, RaiseOOM, Raise,
-                 Broadcast, KeptModel, DeviceReport, Patched)
+    for kind in (RandomConditioning, Sleep, AsyncSleep, HelperThreadProgress, ServedProgress, ExpandLoop, Tint,
+                 SeededNoise, CountingSaver, EnumerateSaver, IntSaver, NumpySaver, RangeSaver, ListingSaver, RaiseOOM,
+                 Raise, Broadcast, KeptModel, DeviceReport, Patched)
 }
