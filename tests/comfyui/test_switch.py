@@ -32,6 +32,7 @@ def test_switched_off(comfy: Comfy, tiny_models: Path, tmp_path: Path) -> None:
         print(f"switched off: {len(held['same'])} names of the table the same, {len(held['other'])} others, "
               f"{len(held['absent'])} not in this version")
         assert held["other"] == []
+        assert set(held["own"]) <= identities.BY_TORCH
         assert len(held["same"]) > 100
         assert lane.call("GET", "/queue/all").status == 404
         assert set(lane.post("/prompt", {"prompt": workflows.sleeping(0.01, tag="x")}).json) == {
@@ -79,6 +80,7 @@ def test_switched_on(comfy: Comfy, tiny_models: Path, tmp_path: Path) -> None:
     print(f"\nswitched on: {len(held['other'])} names of the table are other objects, {len(held['same'])} the same, "
           f"{len(held['absent'])} not in this version")
     assert held["same"] == []
+    assert set(held["own"]) <= identities.BY_TORCH
     assert len(held["other"]) > 100
     print(f"\nswitched on: {len(found['foreign'])} functions are ours, from {len(found['modules'])} patch modules")
     assert found["foreign"]

@@ -11,6 +11,8 @@ from backend.overlay.patches import all_patches
 from backend.overlay.state import State
 from tests.doubles.wait import wait_until
 
+BY_TORCH = frozenset({"torch:manual_seed"})
+"""What torch's compiler wraps when it is first loaded, whoever loads it."""
 UNTOUCHED = Path(__file__).resolve().parent / "untouched"
 
 
@@ -28,11 +30,14 @@ def watched(folder: Path) -> dict[str, str]:
 
 
 def look(pid: int, folder: Path) -> dict[str, list[str]]:
-    """Names by verdict: ``same``, ``other``, ``absent``; each is in one of the three."""
+    """Names by verdict, each under one.
+
+    ``same`` and ``other`` object, ``own``: another that the module's own package put there, ``absent``: no such name.
+    """
     report = folder / "identities.json"
     report.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR2)
     wait_until(report.exists, 60, "a report on identities")
     told: dict[str, str] = json.loads(report.read_text(encoding="utf-8"))
     return {verdict: sorted(name for name, said in told.items() if said == verdict)
-            for verdict in ("same", "other", "absent")}
+            for verdict in ("same", "other", "own", "absent")}

@@ -48,7 +48,7 @@ class Reservations:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.turns = Turns(self.lock)
+        self.turns = Turns(self.lock, lambda: self.claims)
         self.claims = Claims(None)
         """What keeps the numbers of other processes apart from ours."""
         self._places: dict[Place, _Numbers] = {}
@@ -94,7 +94,7 @@ class Reservations:
         """A number that nobody will reach who counts by himself from one that was given."""
         with self.lock:
             numbers = self._places.get(place)
-            return lowest if numbers is None else max(lowest, *numbers.given) + ROOM
+            return max(lowest, *(() if numbers is None else numbers.given), 0) + ROOM
 
     def _free(self, place: Place, numbers: _Numbers, number: int, owner: Owner) -> bool:
         """Whether the owner may have it; then no other process gets it either."""
@@ -209,8 +209,8 @@ def _save_path(original: Callable[..., Any]) -> Any:
             while True:
                 folder, filename, counter, *rest = original(*args, **kwargs)
                 place = (os.path.normcase(Path(folder).resolve()), os.path.normcase(filename))
-                waited, free = _enter(place, owner, alone)
-                if not waited:
+                stale, free = _enter(place, owner, alone)
+                if not stale:
                     break
             lowest = counter if free else _taken.beyond(place, counter)
             given = _taken.free_from(place, lowest) if owner is None else _counter(place, owner, lowest)
@@ -220,13 +220,13 @@ def _save_path(original: Callable[..., Any]) -> Any:
 
 
 def _enter(place: Place, owner: Owner | None, alone: bool) -> tuple[bool, bool]:
-    """Wait for the place where it has to be waited for: whether that was so, and whether nobody else counts there."""
+    """Wait for the place where that must be: whether to count anew then, and whether nobody else counts there."""
     if owner is None or not _running(owner):
         return False, _taken.turns.free(place, None if owner is None else owner[0])
-    waited, free = _taken.turns.enter(place, owner, alone, _stop_if_interrupted)
-    if not (waited or free):
+    stale, free = _taken.turns.enter(place, owner, alone, _stop_if_interrupted)
+    if not (stale or free):
         log.warning("%s: another GPU's node has this prefix for long: file numbers go on %d further", place[1], ROOM)
-    return waited, free
+    return stale, free
 
 
 def _running(owner: Owner) -> bool:

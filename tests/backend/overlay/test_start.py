@@ -58,8 +58,9 @@ async def test_switched_off_nothing_is_patched(folder: Path, tmp_path: Path) -> 
                 assert response.status == 404
         found = identities.look(started.process.pid, tmp_path)
         assert found["other"] == []
+        assert set(found["own"]) <= identities.BY_TORCH
         assert {"folder_paths:get_save_image_path", "main:prompt_worker", "server:PromptServer.send_sync",
-                "threading:Thread.start", "torch:manual_seed"} <= set(found["same"])
+                "threading:Thread.start", "torch:rand"} <= set(found["same"])
         assert "server:PromptServer.client_id" in found["absent"]  # the overlay adds it
     finally:
         started.stop()
@@ -73,8 +74,9 @@ def test_switched_on_every_name_of_the_table_is_another_object(folder: Path, tmp
         found = identities.look(started.process.pid, tmp_path)
         # Weights are not shared here: this folder has no loaders, so that their patches are left out together.
         assert [name for name in found["same"] if not name.startswith("torch.nn.modules.module:Module.")] == []
+        assert set(found["own"]) <= identities.BY_TORCH
         assert {"folder_paths:get_save_image_path", "main:prompt_worker", "server:PromptServer.send_sync",
-                "threading:Thread.start", "torch:manual_seed", "server:PromptServer.client_id"} <= set(found["other"])
+                "threading:Thread.start", "torch:rand", "server:PromptServer.client_id"} <= set(found["other"])
     finally:
         started.stop()
 

@@ -5,12 +5,14 @@ that a test watches. ``UNTOUCHED_NAMES`` is a JSON list of ``module:path``, as p
 the comparison is written to the file that ``UNTOUCHED_REPORT`` names. Knows nothing of patches.
 """
 
+import functools
 import json
 import os
 import signal
 import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,26 +42,8 @@ def record(module_name: str) -> None:
             recorded[name] = found(sys.modules[module_name], name.partition(":")[2])
 
 
-class Recording(Loader):
-    """Another loader, and a look at the module when it is done."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        made: ModuleType | None = self.loader.create_module(spec)
-        return made
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        record(module.__name__)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-
 class Finder(MetaPathFinder):
-    """Lets the others find, and puts ``Recording`` around what loads one of the modules."""
+    """Lets the others find, and looks at each of the modules when its own loader is done with it."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in MODULES:
@@ -67,10 +51,14 @@ class Finder(MetaPathFinder):
         for other in list(sys.meta_path):
             spec = None if other is self else other.find_spec(fullname, path, target)
             if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = Recording(spec.loader)
+                loader: Any = spec.loader
+                loader.exec_module = functools.partial(self.exec_module, loader.exec_module)
                 return spec
         return None
+
+    def exec_module(self, original: Any, module: ModuleType) -> None:
+        original(module)
+        record(module.__name__)
 
 
 def of_the_script(path: str) -> bool:
@@ -82,8 +70,15 @@ def of_the_script(path: str) -> bool:
     return made_in is vars(sys.modules["__main__"]) and Path(code.co_filename).name == "main.py"  # type: ignore[union-attr]
 
 
+def of_the_package(module: str, now: Any) -> bool:
+    """Whether the code of this function lies in its module's package: torch's compiler wraps some of torch's own."""
+    package, code = sys.modules[module.partition(".")[0]], getattr(now, "__code__", None)
+    homes = [Path(home) for home in getattr(package, "__path__", [])]
+    return code is not None and any(Path(code.co_filename).is_relative_to(home) for home in homes)
+
+
 def verdicts() -> dict[str, str]:
-    """Of each name: ``same``, ``other``, or ``absent`` where neither then nor now there is such a name."""
+    """Of each name: ``same``, ``other``, ``own``: replaced by its own package, ``absent``: there is none."""
     told = {}
     for name in NAMES:
         module, _, path = name.partition(":")
@@ -92,7 +87,10 @@ def verdicts() -> dict[str, str]:
             told[name] = "absent" if not own else "same" if of_the_script(path) else "other"
             continue
         now = found(sys.modules[module], path)
-        told[name] = "other" if now is not recorded[name] else "absent" if now is ABSENT else "same"
+        if now is recorded[name]:
+            told[name] = "absent" if now is ABSENT else "same"
+        else:
+            told[name] = "own" if of_the_package(module, now) else "other"
     return told
 
 
@@ -104,6 +102,18 @@ def report(*_: Any) -> None:
     part.rename(file)
 
 
+def hidden() -> ModuleType | None:
+    """Run the module of this name that the environment has, and that this one hides."""
+    here = Path(__file__).resolve().parent
+    spec = PathFinder.find_spec("sitecustomize", [entry for entry in sys.path if Path(entry).resolve() != here])
+    if spec is None or spec.loader is None:
+        return None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+environments_own = hidden()
 if NAMES:
     for ready in sorted(MODULES & set(sys.modules)):
         record(ready)
