@@ -32,7 +32,7 @@ class Counts:
         there = [peer for peer in self._peers.there if self._deaf.get(peer) != peer.member.boot]
         # One of them: a client of all hears the sum.
         for place, peer in enumerate(there):
-            await self._tell(peer, Counter(self._schedule.here.values()) if place == 0 else Counter())
+            await self._tell(peer, Counter(self._schedule.homes.here.values()) if place == 0 else Counter())
 
     async def _tell(self, peer: Peer, now: Counter[str]) -> None:
         async with self._telling[peer]:

@@ -106,7 +106,7 @@ class Desk:
     def apply(self, config: Config) -> None:
         """Go by a new patience with the backends and new rules of the line; ``[jobs]`` is read at the start alone."""
         self.submissions.patience = config.timeouts.read
-        self.schedule.apply(config, self.journal.unfinished())
+        self.schedule.apply(config)
         for peer in self.peers:
             peer.patience = config.timeouts.read
 

@@ -69,9 +69,12 @@ class Dispatch:
             return
         place = self._peers.of(gpu).member.reserve(gpu)
         try:
-            reply = await self._submissions.send_again(replace(record, gpu=gpu), gpu=gpu)
+            abroad = self._schedule.homes.abroad(job, gpu)
+            reply = await self._submissions.send_again(replace(record, gpu=gpu), abroad=abroad, gpu=gpu)
             if reply is not None and 200 <= reply.status < 300:
                 place.accepted()
+            elif reply is not None and abroad:
+                self._stays(job)
         except AskError as error:
             log.debug("job %s did not come to GPU %d: %s", job, gpu, error)
             place.release()
@@ -101,6 +104,14 @@ class Dispatch:
                 await self._journal.note(job, boot="")
         finally:
             self._submissions.doubtful(job, begins=False)
+
+    def _stays(self, job: str) -> None:
+        """Another backend than its client's own has refused the job."""
+        record = self._journal.get(job)
+        if record is None or record.ended:
+            self._schedule.withdraw(job)
+        else:
+            self._schedule.refused(record)
 
     async def _back(self, record: Record) -> None:
         noted = await self._journal.note(record.id, gpu=None, boot="")

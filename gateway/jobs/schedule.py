@@ -13,13 +13,14 @@ from gateway.config import Config
 from gateway.fleet.lanes import Fleet
 from gateway.fleet.member import Member
 from gateway.jobs.foretold import Foretold
+from gateway.jobs.homes import Homes
 from gateway.jobs.places import Places
 from gateway.jobs.record import Record, State
 from gateway.jobs.standing import standing
 from gateway.schedule.lanes import Lane
 from gateway.schedule.line import Waiting
 from gateway.schedule.scheduler import Scheduler
-from gateway.schedule.settings import pinned, read_pins
+from gateway.schedule.settings import read_pins
 from gateway.schedule.terms import Choice
 from gateway.schedule.workflow import Workflow
 
@@ -49,27 +50,23 @@ class Schedule:
         self.foretold: Final = Foretold()
         self.held: Collection[Member] = ()
         """Backends to which nothing may go now."""
-        self.here: dict[str, str] = {}
-        """Client ids of the jobs that their clients believe to wait in a queue, and that no backend has yet."""
         self._fleet = fleet
         self._wall = wall
         self.clock: Final = clock
-        self._pins = read_pins(settings.pins, config.gpus)
+        self.homes: Final = Homes(fleet, read_pins(settings.pins, config.gpus))
         lanes = [Lane(gpu, fleet.member(gpu).weight) for gpu in range(config.gpus)]
         self.scheduler = Scheduler(lanes, settings.rules())
         self._boots: dict[int, str] = {}
         self._heard: dict[int, object] = {}
         self._places = Places(self.scheduler, clock)
 
-    def apply(self, config: Config, records: Iterable[Record]) -> None:
-        """Go by other rules, pins and weights from now on, for those of ``records`` that wait, too."""
-        self._pins = read_pins(config.schedule.pins, config.gpus)
+    def apply(self, config: Config) -> None:
+        """Go by other rules, pins and weights from now on, for those that wait, too."""
+        self.homes.pins = read_pins(config.schedule.pins, config.gpus)
         self.scheduler.apply(config.schedule.rules())
         for lane in self.scheduler.lanes.values():
             lane.weight = self._fleet.member(lane.index).weight
-        for record in records:
-            if (waiting := self.scheduler.line.get(record.id)) is not None:
-                waiting.pins = self._pins_of(record, waiting.workflow)
+        self.homes.look(self.scheduler.line, anew=True)
         self._places.forget()
         self.on_change()
 
@@ -79,7 +76,7 @@ class Schedule:
         """A record has been read from the journal or has changed."""
         now = self.clock()
         if record.ended or record.attempts:
-            self.here.pop(record.id, None)
+            self.homes.leaves(record.id)
         if record.ended:
             self._ended(record, now)
         elif record.gpu is not None and record.gpu in self.scheduler.lanes:
@@ -106,28 +103,34 @@ class Schedule:
 
     def join(self, record: Record) -> None:
         """The job waits from now on."""
-        self.scheduler.add(self.waiting(record))
-        self.here[record.id] = record.client_id
+        self._joins(record)
         self.foretell(record.id)
         self.on_change()
 
     def withdraw(self, job: str) -> None:
         """The job is neither in the line nor on a lane: it never was one, or it did not come there."""
         self.foretold.forget(job)
-        self.here.pop(job, None)
+        self.homes.leaves(job)
         self.scheduler.take_back(job)
         self.scheduler.ended(job, self.clock())
         self.on_change()
+
+    def refused(self, record: Record) -> None:
+        """A backend that is not its client's own would not have the job: it waits for the one that it came for."""
+        self.homes.bind(record.id)
+        self.scheduler.take_back(record.id)
+        self.join(record)
 
     def restore(self, records: Iterable[Record]) -> None:
         """After a restart: those that waited come back to the line, as they were."""
         for record in records:
             if self.waits_here(record):
-                self.here[record.id] = record.client_id
-                self.scheduler.add(self.waiting(record))
+                self._joins(record)
 
     def decide(self, job: str = "") -> int | None:
         """Send what is to go somewhere now; the lane of ``job``, if it is among that, for its own way there."""
+        if self.homes.look(self.scheduler.line):
+            self._places.forget()
         for gpu in self.scheduler.lanes:
             self._meet(gpu)
             self._hear(gpu)
@@ -183,7 +186,8 @@ class Schedule:
             since,
             record.priority,
             float(record.seq) if record.number is None else record.number,
-            self._pins_of(record, workflow),
+            self.homes.of(record.id, record.client, workflow),
+            address=record.client,
         )
 
     def position(self, job: str) -> int | None:
@@ -247,12 +251,9 @@ class Schedule:
 
     # Within
 
-    def _pins_of(self, record: Record, workflow: Workflow) -> frozenset[int] | None:
-        near = self._fleet.near(record.client)
-        pins = pinned(self._pins, workflow)
-        if near is None:
-            return pins
-        return frozenset(near) if pins is None else (pins & frozenset(near) or pins)
+    def _joins(self, record: Record) -> None:
+        self.scheduler.add(self.waiting(record))
+        self.homes.joins(record)
 
     def _ended(self, record: Record, now: float) -> None:
         scheduler = self.scheduler

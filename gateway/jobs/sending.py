@@ -48,10 +48,10 @@ class Sending:
         if waiting is not None and not waiting.done():
             waiting.set_result(accepted_answer(record))
 
-    async def send_again(self, record: Record, **noted: Any) -> Reply | None:
+    async def send_again(self, record: Record, *, abroad: bool = False, **noted: Any) -> Reply | None:
         """Put a journaled job into its lane's queue; raises ``AskError`` when the backend does not answer.
 
-        ``None`` when there is nothing to send any more. A refusal ends the job.
+        ``None`` when there is nothing to send any more. A refusal ends the job; ``abroad``, it is no lane's again.
         """
         if record.id in self._sending:
             return None
@@ -76,6 +76,12 @@ class Sending:
                 # The lane is broken and the backend about to start again: this says nothing about the job.
                 await self._journal.note(record.id, boot="")
                 raise AskError(f"The backend takes no jobs for GPU {record.gpu}: {why(reply)}")
+            if abroad and not 200 <= reply.status < 300:
+                # This backend may lack a file that the job's own one has.
+                left = await self._journal.note(record.id, gpu=None, boot="")
+                if left is not None and left.cancel:
+                    await self._cancel(left, body)
+                return reply
             await self._took(record, reply, body)
             return reply
         finally:

@@ -28,6 +28,8 @@ class Waiting:
     """ComfyUI's number: among one client's own jobs of one priority, lower goes first."""
     pins: frozenset[int] | None = None
     """Lanes that it may run on; ``None``: any."""
+    address: str = ""
+    """Where it came from, for those who say ``pins`` anew; nothing here goes by it."""
     passed: float | None = None
     """Since when others are let past it, for the sake of a lane that suits it better."""
 

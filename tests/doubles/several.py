@@ -79,7 +79,8 @@ class Several:
 
     async def submit(self, job: str, gpu: int | None = None) -> Any:
         """Submit a job under this id; the answer's value."""
-        got = await self.post("/prompt", {"prompt": {"1": {}}, "prompt_id": job, "client_id": "c"}, gpu=gpu)
+        graph = {"1": {"class_type": "Any", "inputs": {}}}
+        got = await self.post("/prompt", {"prompt": graph, "prompt_id": job, "client_id": "c"}, gpu=gpu)
         assert got.status == 200, got.body
         return json.loads(got.body)
 
@@ -95,18 +96,23 @@ class Several:
 
 @contextlib.asynccontextmanager
 async def several(
-    folder: Path | None, lanes: tuple[int, ...] = (2, 2), stay: str = "free", urls: list[str] | None = None, **jobs: Any
+    folder: Path | None,
+    lanes: tuple[int, ...] = (2, 2),
+    stay: str = "free",
+    urls: list[str] | None = None,
+    depth: int = 100,
+    **jobs: Any,
 ) -> AsyncIterator[Several]:
-    """Backends with so many lanes each, which take all jobs at once; with a ``folder`` there is a journal in it.
+    """Backends with so many lanes each, which take all jobs at once, up to ``depth``.
 
-    ``urls``: others in their place.
+    With a ``folder`` there is a journal in it. ``urls``: others in their place.
     """
     sites = [Site(name=f"site{index}") for index in range(len(lanes))]
     async with contextlib.AsyncExitStack() as stack:
         backends = [await stack.enter_async_context(scripted(site.script)) for site in sites]
         settings = {"journal": str(folder or ""), "look": 0.02, "stay": stay, **jobs}
         listen = {"front_port": 0, "gpu_ports": (0,) * sum(lanes)}
-        schedule = {"depth": 100}
+        schedule = {"depth": depth}
         config = config_for(backends[0].url, jobs=settings, timeouts={"read": 5.0}, listen=listen, schedule=schedule)
         tables = [
             Settings(url=url, start=False, lanes=count)

@@ -25,6 +25,24 @@ def test_only_what_waits_and_is_bound_to_no_gpu_may_move():
     assert [record.id for record in movable(records)] == ["second", "behind", "unsent"]
 
 
+def state_of(here: Several, job: str) -> State:
+    assert here.desk is not None
+    record = here.desk.journal.get(job)
+    assert record is not None
+    return record.state
+
+
+async def lined_up(here: Several) -> tuple[int, list[str]]:
+    """One job on the client's home, and three that wait for it; the home, and those that wait."""
+    for number in range(4):
+        await here.submit(f"job{number}")
+    home = 0 if ids(here, 0) else 1
+    waits = [f"job{number}" for number in range(1, 4)]
+    assert (ids(here, home), ids(here, 1 - home)) == ({"job0"}, set())
+    assert {gpu_of(here, job) for job in waits} == {None}
+    return home, waits
+
+
 def ids(here: Several, index: int) -> set[str]:
     return {each["prompt_id"] for each in here.sites[index].pending}
 
@@ -122,3 +140,44 @@ async def test_a_client_that_stays_with_one_backend_keeps_its_jobs_there(tmp_pat
         moving = here.desk.moving
         await until(lambda: len(moving._unwanted) == 2 if refuses else moving.moved == 2)
         assert gpu_of(here, "job2") == (home if refuses else 1 - home)
+
+
+async def test_what_waits_at_the_front_door_follows_its_clients_home(tmp_path: Path):
+    """In its order, before what is submitted later; back again when the home is, and a pin of the rules stands."""
+    async with several(tmp_path, (1, 1), stay="stick", move_after=600, depth=1) as here:
+        home, waits = await lined_up(here)
+        other = here.sites[1 - home]
+        here.dies(home)
+        await here.submit("later")
+        for job in waits:
+            await until(lambda job=job: ids(here, 1 - home) == {job})
+            if job != waits[-1]:
+                other.finish(job)
+        assert gpu_of(here, "later") is None
+        here.comes(home, "second life")
+        # The home has what it had, and gets what waits when that has ended.
+        await until(lambda: ids(here, home) == {"job0"})
+        other.finish(waits[-1])
+        await until(lambda: state_of(here, waits[-1]) is State.SUCCEEDED)
+        here.sites[home].finish("job0")
+        await until(lambda: ids(here, home) == {"later"})
+        assert ids(here, 1 - home) == set()
+
+
+async def test_what_another_home_refuses_waits_for_its_own(tmp_path: Path):
+    """Its upload may be there alone: the job is not failed for that, and may be stopped as any that waits."""
+    async with several(tmp_path, (1, 1), stay="stick", move_after=600, depth=1) as here:
+        home, waits = await lined_up(here)
+        here.sites[1 - home].refuse = set(waits[:2])
+        here.dies(home)
+        await until(lambda: ids(here, 1 - home) == {waits[2]})
+        assert here.desk is not None
+        line = here.desk.schedule
+        await until(lambda: sorted(line.line()) == waits[:2])
+        assert [line.explain(job)["gpus"] for job in waits[:2]] == [[home]] * 2
+        assert (await here.post("/queue", {"delete": [waits[0]]})).status == 200
+        assert state_of(here, waits[0]) is State.CANCELED
+        here.comes(home, "second life")
+        await until(lambda: ids(here, home) == {"job0"})
+        here.sites[home].finish("job0")
+        await until(lambda: ids(here, home) == {waits[1]})
