@@ -57,13 +57,24 @@ page.on("response", async (response) => {
 });
 const count = (kind) => frames.filter(([type]) => type === kind).length;
 
+async function undisturbed() {
+  const dialog = page.locator('[role="dialog"]:visible');
+  await until("no dialog to be open", async () => {
+    if (!await dialog.count()) return true;
+    await page.keyboard.press("Escape");
+    // Not every one goes by the key: the templates of a first visit have a cross, and go when it is taken.
+    await dialog.last().locator("button:has(.pi-times)").first().click({ timeout: 1000 }).catch(() => {});
+    return false;
+  });
+}
+
 const act = {
   async load() {
     await page.goto(base, { waitUntil: "load" });
     await until("the application", () => page.evaluate(() => !!window.app?.graph && !!window.app?.extensionManager));
     await until("its socket", () => count("status") > 0);
     await page.waitForLoadState("networkidle");
-    await page.keyboard.press("Escape");  // the templates dialog of a first visit
+    await undisturbed();
     return { title: await page.title(), canvas: await page.locator("canvas").count() };
   },
   async queue() {
@@ -89,6 +100,7 @@ const act = {
     const answered = page.waitForResponse((response) => response.request().method() === "POST" &&
       response.url().includes("/userdata/"), { timeout: 20000 });
     answered.catch(() => {});  // told below
+    await undisturbed();
     await page.mouse.click(700, 650);  // the canvas takes the keys
     await page.keyboard.press("Control+s");
     await until("the name's field", () => page.evaluate(() => document.activeElement?.matches("input, [type=text]")));
