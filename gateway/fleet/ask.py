@@ -17,11 +17,15 @@ LIMIT: Final = 64 * 1024 * 1024
 
 
 class AskError(Exception):
-    """No usable answer: ``str()`` says why in one sentence. ``refused`` when nobody listens there."""
+    """No usable answer: ``str()`` says why in one sentence.
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
+    ``refused`` when nobody listens there; ``answered`` when somebody does, and it is the answer that is of no use.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False, answered: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+        self.answered = answered
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class _Answer:
     def feed(self, data: bytes) -> None:
         self._parser.feed_data(data)
         if self._size > self._limit:
-            raise AskError(f"The answer is larger than {self._limit} bytes.")
+            raise AskError(f"The answer is larger than {self._limit} bytes.", answered=True)
 
     def ended(self) -> None:
         """End of file: the end of a body that has no other, and of nothing else."""

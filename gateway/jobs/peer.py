@@ -95,12 +95,15 @@ class Peer:
     async def entry(self, job: str) -> dict[str, Any] | None:
         """The job's entry in the backend's history, if it has one; raises ``AskError``."""
         reply = await self._ask(b"/history/" + quote(job, safe="").encode())
+        if reply.status == 404:
+            # Its router takes some ids, such as those with braces, for no id at all.
+            reply = await self._ask(b"/history")
         if reply.status != 200:
-            raise AskError(f"GET /history/… was answered with {reply.status}.")
+            raise AskError(f"GET /history/… was answered with {reply.status}.", answered=True)
         try:
             found = json.loads(reply.body)
-        except ValueError:
-            raise AskError("The backend's history is no JSON.") from None
+        except (ValueError, RecursionError):
+            raise AskError("The backend's history is no JSON.", answered=True) from None
         entry = found.get(job) if isinstance(found, dict) else None
         return entry if isinstance(entry, dict) else None
 

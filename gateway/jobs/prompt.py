@@ -89,6 +89,9 @@ def _prompt(name: str, found: Mapping[str, Any], body: bytes) -> Prompt:
 def _check(name: str) -> None:
     if not 0 < len(name) <= _LONGEST_ID:
         raise ValueError(f"it has {len(name)} characters; 1 to {_LONGEST_ID} are possible")
+    if "{" in name or "}" in name:
+        # ComfyUI's GET /history/{prompt_id} finds no such id: nobody could see what became of the job.
+        raise ValueError("a prompt_id cannot hold { or }: leave it out, or send a UUID")
     name.encode()  # half a surrogate pair is no text; UnicodeEncodeError is a ValueError
 
 

@@ -137,9 +137,10 @@ class Recovery:
         if not jobs:
             return []
         seen = await self._peer.queues()
-        return [record for record in jobs if not await self._found(record, seen)]
+        return [record for record in self._tracker.easy_first(jobs) if await self._found(record, seen) is False]
 
-    async def _found(self, record: Record, seen: Seen) -> bool:
+    async def _found(self, record: Record, seen: Seen) -> bool | None:
+        """Whether the backend has the job, in a queue or in its history; ``None``: that cannot be read."""
         if record.id in seen:
             member = self._member
             if record.boot != member.boot:

@@ -35,6 +35,10 @@ class Tracker:
         self._under_way = under_way
         self._absent: dict[Peer, set[str]] = {peer: set() for peer in peers}
         """Jobs that the last look at a backend found nowhere; found nowhere again, they are lost."""
+        self._unread: dict[str, int] = {}
+        """Jobs whose end could not be read, and how often that was tried."""
+        self._told: set[str] = set()
+        """Those of them that the log has named."""
         self._soon = {peer: asyncio.Event() for peer in peers}
         self._looking = {peer: asyncio.Lock() for peer in peers}
 
@@ -91,24 +95,55 @@ class Tracker:
             return
         seen = await peer.queues()
         absent: set[str] = set()
-        for record in jobs:
+        failed: AskError | None = None
+        for record in self.easy_first(jobs):
             if record.id in seen:
                 await self.seen(record, seen)
-            elif not await self.ended(record):
-                absent.add(record.id)
+                continue
+            try:
+                if await self.ended(record) is False:
+                    absent.add(record.id)
+            except AskError as error:
+                failed = error
+                break
         # A backend that was replaced between two questions knows nothing of what the other one had.
         if member.boot == boot and member.up:
             for job in absent & self._absent[peer]:
                 await self._nowhere(job)
         self._absent[peer] = absent
+        if failed is not None:
+            raise failed
 
     async def seen(self, record: Record, seen: Seen) -> None:
         """The job waits or runs."""
         if record.id in seen.running and record.state is State.QUEUED:
             await self._journal.move(record.id, State.RUNNING)
 
-    async def ended(self, record: Record) -> bool:
-        """Whether the backend's history has the job; then its end is written down. Raises ``AskError``."""
+    def easy_first(self, jobs: Iterable[Record]) -> list[Record]:
+        """The same jobs; whose end has cost a look before comes last, so that it costs no other job its turn."""
+        return sorted(jobs, key=lambda record: self._unread.get(record.id, 0))
+
+    async def ended(self, record: Record) -> bool | None:
+        """Whether the backend's history has the job; then its end is written down. ``None``: that cannot be read.
+
+        Raises ``AskError`` when there is no answer at all.
+        """
+        try:
+            ended = await self._ended(record)
+        except Exception as error:
+            self._unread[record.id] = self._unread.get(record.id, 0) + 1
+            if isinstance(error, AskError) and not error.answered:
+                raise
+            if record.id not in self._told:
+                self._told.add(record.id)
+                surprise = not isinstance(error, AskError)
+                log.warning("what became of job %s cannot be read: %s", record.id, error, exc_info=surprise)
+            return None
+        self._unread.pop(record.id, None)
+        self._told.discard(record.id)
+        return ended
+
+    async def _ended(self, record: Record) -> bool:
         entry = await self._peers.of(record.gpu).entry(record.id)
         if entry is None:
             return False

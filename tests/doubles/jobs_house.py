@@ -47,6 +47,8 @@ class Comfy:
     """What it was told of clients' jobs that wait at the gateway."""
     judges: bool = False
     """Whether it has a route that judges a submission without taking it."""
+    unreadable: set[str] = field(default_factory=set)
+    """Ids whose history entry is answered with 500."""
     refuse: set[str] = field(default_factory=set)
     """Ids whose submission is answered with 400."""
     lanes: dict[str, int] = field(default_factory=dict)
@@ -108,15 +110,23 @@ class Comfy:
         elif path == "/history":
             await peer.reply(json.dumps(self.history).encode())
         elif path.startswith("/history/"):
-            job = unquote(path.removeprefix("/history/"))
-            found = {job: self.history[job]} if job in self.history else {}
-            await peer.reply(json.dumps(found).encode())
+            await self._entry(peer, unquote(path.removeprefix("/history/")))
         elif path == "/view":
             await peer.reply(seen.method + b" " + seen.target, extra=b"Content-Type: image/png\r\n")
         elif path in {"/api/jobs", "/jobs", "/debug/queues"}:
             await peer.reply(b"", status="404 Not Found")
         else:
             await peer.reply(b"ok")
+
+    async def _entry(self, peer: Peer, job: str) -> None:
+        if "{" in job:
+            # As aiohttp's router: a dynamic part of a path has no braces.
+            await peer.reply(b"404: Not Found", status="404 Not Found")
+        elif job in self.unreadable:
+            await peer.reply(b"it broke", status="500 Internal Server Error")
+        else:
+            found = {job: self.history[job]} if job in self.history else {}
+            await peer.reply(json.dumps(found).encode())
 
     async def _submission(self, peer: Peer, seen: Seen) -> None:
         if self.hold is not None:

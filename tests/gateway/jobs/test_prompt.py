@@ -56,9 +56,9 @@ def test_another_encoding_is_kept():
     assert read(body, 'application/json; charset="no-such"', "fresh") is None
 
 
-@pytest.mark.parametrize("name", ["", "x" * 2000, "\ud800"])
+@pytest.mark.parametrize("name", ["", "x" * 2000, "\ud800", "{x}", "a}", "a{"])
 def test_an_id_that_names_nothing_is_refused(name: str):
-    """Empty, endless, or no text at all."""
+    """Empty, endless, no text at all, or with braces, which ComfyUI's history cannot be asked for."""
     with pytest.raises(ValueError, match=r"."):
         read(json.dumps({"prompt_id": name}).encode(), "", "fresh")
 

@@ -105,3 +105,17 @@ async def test_an_answer_of_the_next_backend_that_refuses_ends_the_job(tmp_path:
         here.backend_comes("boot-2")
         await until(lambda: here.states() == {"x": "failed"})
         assert here.record("x").error == {"type": "refused", "message": "No prompt provided"}
+
+
+async def test_a_job_that_cannot_be_read_keeps_no_other_from_being_put_back(tmp_path: Path):
+    """Nobody knows whether it is done: it is not run again, and the others are."""
+    async with house(tmp_path) as here:
+        for job in ("bad", "lost", "done"):
+            await here.submit(job)
+    async with house(tmp_path, up="") as here:
+        here.comfy.unreadable = {"bad"}
+        here.comfy.finish("done")
+        here.backend_comes("boot-1")
+        await until(lambda: here.states() == {"bad": "queued", "lost": "queued", "done": "succeeded"})
+        await until(lambda: here.fleet.up)
+        assert [each["prompt_id"] for each in here.comfy.pending] == ["lost"]

@@ -3,6 +3,9 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from gateway.jobs import prompt
 from gateway.jobs.record import State
 from tests.doubles.jobs_house import house
 from tests.doubles.wait import until
@@ -71,3 +74,45 @@ async def test_looks_at_one_moment_do_not_see_a_thing_twice(tmp_path: Path):
             for _ in range(5):
                 tasks.create_task(here.desk.tracker.look(), name="look")
         assert [name for name, _ in here.record("a").times] == ["queued", "running"]
+
+
+async def test_a_job_that_cannot_be_read_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Its end is seen when it can be; until then the log names it, once."""
+    async with house(tmp_path) as here:
+        for job in ("bad", "good", "gone"):
+            await here.submit(job)
+        here.comfy.unreadable = {"bad"}
+        here.comfy.finish("bad")
+        here.comfy.finish("good")
+        here.comfy.pending.clear()
+        await until(lambda: here.states() == {"bad": "queued", "good": "succeeded", "gone": "lost"})
+        asked = len(here.backend.seen)
+        await until(lambda: len(here.backend.seen) > asked + 6)
+        here.comfy.unreadable.clear()
+        await until(lambda: here.states()["bad"] == "succeeded")
+    told = [each.getMessage() for each in caplog.records if "cannot be read" in each.getMessage()]
+    assert len(told) == 1
+    assert "job bad " in told[0]
+
+
+async def test_what_the_history_finds_by_no_path_is_found_in_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An id with braces, which an older journal may hold: it ends as any other, and is lost as any other."""
+    monkeypatch.setattr(prompt, "_check", lambda _name: None)
+    async with house(tmp_path) as here:
+        for job in ("{done}", "{gone}"):
+            await here.submit(job)
+        here.comfy.finish("{done}")
+        here.comfy.pending.clear()
+        await until(lambda: here.states() == {"{done}": "succeeded", "{gone}": "lost"})
+
+
+@pytest.mark.parametrize("route", ["/prompt", "/api/prompt", "/jobs"])
+async def test_an_id_with_braces_is_refused_wherever_one_is_given(tmp_path: Path, route: str):
+    """Nobody could ask the backend for it; the answer says so."""
+    async with house(tmp_path) as here:
+        workflow = {"1": {"class_type": "A", "inputs": {}}}
+        graph = {"prompt": workflow} if route.endswith("prompt") else {"workflow": workflow}
+        got = await here.post(route, {**graph, "prompt_id": "{a}"}, gpu=None)
+        assert got.status == 400, got.body
+        assert b"{ or }" in got.body
+        assert not here.states()
