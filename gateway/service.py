@@ -130,7 +130,8 @@ class Service:
     def _spread(self, config: Config, places: Sequence[Place]) -> Spread:
         if self.desk is not None:
             return Spread(self.desk.peers, self.fleet, self.desk.whereabouts)
-        peers = Peers([Peer(each.backend.url, self.fleet.members[each.index], config.timeouts.read) for each in places])
+        patience, largest = config.timeouts.read, config.limits.body
+        peers = Peers([Peer(each.backend.url, self.fleet.members[each.index], patience, largest) for each in places])
         return Spread(peers, self.fleet, Whereabouts())
 
     def start(self, deadlines: Deadlines) -> None:

@@ -128,6 +128,8 @@ class JobRoutes:
         queues = []
         for lane in self._engine.lanes:
             each = self._queue(lane.index)
+            if "ids" in request.query:
+                each = {name: [item[:2] for item in items] for name, items in each.items()}
             counts = {"running_count": len(each["queue_running"]), "pending_count": len(each["queue_pending"])}
             queues.append({"gpu_id": lane.index, **each, **counts})
         return web.json_response(

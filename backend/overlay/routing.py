@@ -156,15 +156,16 @@ def _json_of(response: web.StreamResponse) -> Any:
         return None
 
 
-def queue_all(state: State) -> dict[str, Any]:
-    """Every lane's queue and the totals."""
+def queue_all(state: State, *, ids: bool = False) -> dict[str, Any]:
+    """Every lane's queue and the totals; ``ids``: number and id of each job are enough."""
+    shown = (lambda item: list(item[:2])) if ids else state.version.public
     queues = []
     for queue in state.queues.lanes:
         running, pending = queue.get_current_queue_volatile()
         queues.append({
             "gpu_id": queue.lane.index,
-            "queue_running": [state.version.public(item) for item in running],
-            "queue_pending": [state.version.public(item) for item in pending],
+            "queue_running": [shown(item) for item in running],
+            "queue_pending": [shown(item) for item in pending],
             "running_count": len(running),
             "pending_count": len(pending),
         })
@@ -183,7 +184,7 @@ def install(state: State, server: Any) -> None:
 
     @server.routes.get("/queue/all")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _queue_all(request: web.Request) -> web.Response:
-        return web.json_response(queue_all(state))
+        return web.json_response(queue_all(state, ids="ids" in request.query))
 
     @server.routes.get("/debug/queues")  # type: ignore[untyped-decorator] # ComfyUI's table of routes
     async def _debug_queues(request: web.Request) -> web.Response:

@@ -62,7 +62,10 @@ class Desk:
         jobs = config.jobs
         patience = config.timeouts.read
         members = fleet.members
-        self.peers = peers = Peers([Peer(each.backend.url, members[each.index], patience) for each in layout(config)])
+        largest = config.limits.body
+        self.peers = peers = Peers(
+            [Peer(each.backend.url, members[each.index], patience, largest) for each in layout(config)]
+        )
         self._config = jobs
         self.whereabouts = Whereabouts()
         """Which GPU made which file; known where there is more than one backend."""
@@ -109,6 +112,7 @@ class Desk:
         self.schedule.apply(config)
         for peer in self.peers:
             peer.patience = config.timeouts.read
+            peer.largest = config.limits.body
 
     def _kept(self, record: Record) -> None:
         self.schedule.kept(record)

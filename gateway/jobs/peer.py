@@ -6,17 +6,22 @@ comes this way. Must never decide anything.
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.fleet.ask import AskError, Reply, exchange
+from gateway.fleet.ask import LIMIT, AskError, Reply, exchange
 from gateway.fleet.member import Member
 from gateway.wire.fields import GPU_HEADER
 
 _QUIET: Final = 10.0
 """Seconds for a question about queues or history."""
+_ESCAPED: Final = 3
+"""How many times longer a text may be as JSON with escapes than in UTF-8."""
+
+log = logging.getLogger("gateway.jobs")
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,25 @@ class Seen:
 
     running: frozenset[str]
     pending: frozenset[str]
+    whole: bool = True
+    """Whether these are all; else nobody knows what is in the queues and what is not."""
 
     def __contains__(self, job: str) -> bool:
         return job in self.running or job in self.pending
 
 
 class Peer:
-    """The backend at ``url``, which is this ``member``; ``patience``: how long a submission may take, in seconds."""
+    """The backend at ``url``, which is this ``member``.
 
-    def __init__(self, url: str, member: Member, patience: float) -> None:
+    ``patience``: how long a submission may take, in seconds; ``largest``: bytes of one.
+    """
+
+    def __init__(self, url: str, member: Member, patience: float, largest: int) -> None:
         self.member: Final = member
         self._url = url
         self.patience = patience
+        self.largest = largest
+        self._overlong = False
 
     async def send(self, method: bytes, target: bytes, lines: bytes, body: bytes) -> Reply:
         """One exchange with a client's own header lines; raises ``AskError``."""
@@ -79,14 +91,26 @@ class Peer:
 
     async def queues(self) -> Seen:
         """What waits and what runs, on all lanes; raises ``AskError``."""
-        reply = await self._ask(b"/queue/all")
+        try:
+            # Without their graphs: a backend that does not know the query shows these as well.
+            reply = await self._ask(b"/queue/all?ids=1")
+            if reply.status == 200 and (seen := read_queues(reply.body)) is not None:
+                return seen
+            # Plain ComfyUI has one queue and no such route.
+            reply = await self._ask(b"/queue")
+        except AskError as error:
+            if not error.answered:
+                raise
+            self._say(error)
+            return Seen(frozenset(), frozenset(), whole=False)
         if reply.status == 200 and (seen := read_queues(reply.body)) is not None:
             return seen
-        # Plain ComfyUI has one queue and no such route.
-        reply = await self._ask(b"/queue")
-        if reply.status == 200 and (seen := read_queues(reply.body)) is not None:
-            return seen
-        raise AskError("The backend shows no queues.")
+        raise AskError("The backend shows no queues.", answered=True)
+
+    def _say(self, error: AskError) -> None:
+        if not self._overlong:
+            self._overlong = True
+            log.warning("the queues of GPU %d and further cannot be read whole: %s", self.member.first, error)
 
     async def status(self, target: bytes) -> int:
         """The status of a GET, whose body is not read; raises ``AskError``."""
@@ -94,7 +118,8 @@ class Peer:
 
     async def entry(self, job: str) -> dict[str, Any] | None:
         """The job's entry in the backend's history, if it has one; raises ``AskError``."""
-        reply = await self._ask(b"/history/" + quote(job, safe="").encode())
+        # It holds the graph, and JSON may write one character of that as twelve bytes where the client sent four.
+        reply = await self._ask(b"/history/" + quote(job, safe="").encode(), _ESCAPED * self.largest)
         if reply.status == 404:
             # Its router takes some ids, such as those with braces, for no id at all.
             reply = await self._ask(b"/history")
@@ -107,8 +132,8 @@ class Peer:
         entry = found.get(job) if isinstance(found, dict) else None
         return entry if isinstance(entry, dict) else None
 
-    async def _ask(self, target: bytes) -> Reply:
-        return await exchange(self._url, b"GET", target, b"", b"", timeout=_QUIET)
+    async def _ask(self, target: bytes, more: int = 0) -> Reply:
+        return await exchange(self._url, b"GET", target, b"", b"", timeout=_QUIET, limit=LIMIT + more)
 
 
 class Peers:

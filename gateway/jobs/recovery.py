@@ -151,7 +151,8 @@ class Recovery:
         ended = await self._tracker.ended(record)
         if ended:
             self._submissions.found(record)
-        return ended
+            return True
+        return None if ended is None or not seen.whole else False
 
     async def _end(self, decision: Decision) -> None:
         record, crashes = decision.record, decision.crashes

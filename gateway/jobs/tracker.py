@@ -101,7 +101,7 @@ class Tracker:
                 await self.seen(record, seen)
                 continue
             try:
-                if await self.ended(record) is False:
+                if await self.ended(record) is False and seen.whole:
                     absent.add(record.id)
             except AskError as error:
                 failed = error

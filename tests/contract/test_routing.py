@@ -50,6 +50,10 @@ async def test_four_jobs_overlap_in_time(client: Client):
     assert [queue["queue_running"][0][1] for queue in found["queues"]] == ids
     assert found["queues"][2]["queue_pending"][0][1] == waiting
     assert (found["total_running"], found["total_pending"]) == (GPUS, 1)
+    if not client.behind:
+        short = await client.get("/queue/all?ids=1")
+        assert [each[1:] for queue in short["queues"] for each in queue["queue_running"]] == [[each] for each in ids]
+        assert [each[1:] for each in short["queues"][2]["queue_pending"]] == [[waiting]]
     debug = await client.get("/debug/queues")
     assert debug["queues"][2].items() >= {"gpu_id": 2, "queued": 1, "running": 1}.items()
     assert [lane["gpu_id"] for lane in debug["issuing"]["lanes"]] == list(range(GPUS))

@@ -47,6 +47,8 @@ class Comfy:
     """What it was told of clients' jobs that wait at the gateway."""
     judges: bool = False
     """Whether it has a route that judges a submission without taking it."""
+    knows_ids: bool = True
+    """Whether it can show its queues without their graphs."""
     unreadable: set[str] = field(default_factory=set)
     """Ids whose history entry is answered with 500."""
     refuse: set[str] = field(default_factory=set)
@@ -57,6 +59,7 @@ class Comfy:
 
     def finish(self, job: str, status: str = "success", event: str = "execution_success", **data: Any) -> None:
         """A job ends."""
+        graph = next((each["prompt"] for each in self.pending + self.running if each["prompt_id"] == job), {})
         self.pending = [each for each in self.pending if each["prompt_id"] != job]
         self.running = [each for each in self.running if each["prompt_id"] != job]
         messages = [
@@ -64,7 +67,7 @@ class Comfy:
             [event, {"prompt_id": job, "timestamp": 1_700_000_005_000, **data}],
         ]
         self.history[job] = {
-            "prompt": [1, job, {}, {}, []],
+            "prompt": [1, job, graph, {}, []],
             "outputs": {"2": {"images": [{"filename": "a.png"}]}} if status == "success" else {},
             "status": {"status_str": status, "completed": status == "success", "messages": messages},
             "meta": {},
@@ -98,7 +101,9 @@ class Comfy:
             self.told.append((path, json.loads(seen.body) if seen.body else None))
             await peer.reply(b"")
         elif path == "/queue/all":
-            queue = {"gpu_id": 0, "queue_running": _items(self.running), "queue_pending": _items(self.pending)}
+            short = 2 if self.knows_ids and seen.target.endswith(b"?ids=1") else None
+            running, pending = ([item[:short] for item in _items(each)] for each in (self.running, self.pending))
+            queue = {"gpu_id": 0, "queue_running": running, "queue_pending": pending}
             queue |= {"running_count": len(self.running), "pending_count": len(self.pending)}
             await peer.reply(json.dumps({"queues": [queue]}).encode())
         elif path == "/queue":

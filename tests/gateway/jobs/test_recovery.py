@@ -3,6 +3,9 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from gateway.jobs import peer
 from tests.doubles.jobs_house import house
 from tests.doubles.wait import until
 
@@ -119,3 +122,20 @@ async def test_a_job_that_cannot_be_read_keeps_no_other_from_being_put_back(tmp_
         await until(lambda: here.states() == {"bad": "queued", "lost": "queued", "done": "succeeded"})
         await until(lambda: here.fleet.up)
         assert [each["prompt_id"] for each in here.comfy.pending] == ["lost"]
+
+
+async def test_a_queue_too_long_to_read_runs_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where nobody knows whether a job is in it, the job is not sent; what the history has is found."""
+    monkeypatch.setattr(peer, "LIMIT", 4000)
+    async with house(tmp_path) as here:
+        await here.submit("waits")
+        await here.submit("done")
+        comfy = here.comfy
+    async with house(tmp_path, up="") as here:
+        here.comfy.knows_ids = False
+        here.comfy.pending = [{**each, "prompt": "x" * 6000} for each in comfy.pending if each["prompt_id"] == "waits"]
+        here.comfy.finish("done")
+        here.backend_comes("boot-1")
+        await until(lambda: here.states() == {"waits": "queued", "done": "succeeded"})
+        await until(lambda: here.fleet.up)
+        assert here.comfy.numbers == 0

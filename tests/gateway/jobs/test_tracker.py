@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.jobs import prompt
+from gateway.jobs import peer, prompt
 from gateway.jobs.record import State
 from tests.doubles.jobs_house import house
 from tests.doubles.wait import until
@@ -116,3 +116,29 @@ async def test_an_id_with_braces_is_refused_wherever_one_is_given(tmp_path: Path
         assert got.status == 400, got.body
         assert b"{ or }" in got.body
         assert not here.states()
+
+
+@pytest.mark.parametrize("knows_ids", [True, False])
+async def test_large_prompts_stop_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, knows_ids: bool
+):
+    """Where queues come with all graphs they may be too long to read: what ends is seen, and nothing is lost."""
+    monkeypatch.setattr(peer, "LIMIT", 4000)
+    async with house(tmp_path) as here:
+        here.comfy.knows_ids = knows_ids
+        for job in ("first", "second", "third"):
+            large = {"prompt": {"1": {"text": "x" * 6000}}, "prompt_id": job}
+            assert (await here.post("/prompt", large)).status == 200
+        here.comfy.start()
+        if knows_ids:
+            await until(lambda: here.states()["first"] == "running")
+        here.comfy.finish("first")
+        await until(lambda: here.states()["first"] == "succeeded")
+        asked = len(here.backend.seen)
+        await until(lambda: len(here.backend.seen) > asked + 12)
+        assert here.states() == {"first": "succeeded", "second": "queued", "third": "queued"}
+        here.comfy.finish("second")
+        here.comfy.finish("third")
+        await until(lambda: set(here.states().values()) == {"succeeded"})
+    told = [each for each in caplog.records if "cannot be read whole" in each.getMessage()]
+    assert len(told) == (0 if knows_ids else 1)
