@@ -85,6 +85,7 @@ class ComfyJobRoutes:
 
     async def _cancel(self, call: Call, jobs: Iterable[str]) -> Answer:
         cancelled = False
+        failed: Answer | None = None
         for job in jobs:
             record = self._desk.journal.get(job)
             request = call.incoming.request
@@ -95,9 +96,9 @@ class ComfyJobRoutes:
             elif not record.ended:
                 answer = await self._desks.cancel(call, record)
                 if answer.status >= 300:
-                    return answer
+                    failed = failed or answer
                 cancelled = True
-        return json_answer(200, told({"cancelled": cancelled}))
+        return failed or json_answer(200, told({"cancelled": cancelled}))
 
     async def _theirs(self, call: Call, job: str) -> bool:
         """Whether a backend had this job, which is not in the journal, and cancels it."""

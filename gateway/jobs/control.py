@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gateway.errors import BACKEND_UNAVAILABLE, GatewayError
 from gateway.fleet.ask import AskError
 from gateway.jobs.everywhere import agreed, tell
 from gateway.jobs.incoming import Incoming, relayed
@@ -15,8 +16,9 @@ from gateway.jobs.journal import Journal
 from gateway.jobs.peer import Peer, Peers
 from gateway.jobs.record import Record, State
 from gateway.jobs.schedule import FRONT
+from gateway.jobs.store import StoreError
 from gateway.jobs.tracker import Tracker
-from gateway.wire.answer import Answer
+from gateway.wire.answer import Answer, error_answer
 
 
 class Control:
@@ -35,18 +37,18 @@ class Control:
         if wanted is None and incoming.port == FRONT and incoming.request.gpu is None:
             return await self._own(incoming, asked.get("client_id"))
         if wanted is None or not (record := self._journal.get(str(wanted))):
-            if wanted is None:
-                running = self._of(incoming.request.gpu, lambda each: each.state is State.RUNNING)
-                await self._mark(running)
-            return await self._pass(incoming, [], self._meant(incoming) if wanted is None else list(self._peers))
+            if wanted is not None:
+                return await self._pass(incoming, [], list(self._peers))
+            unkept = await self._mark(self._of(incoming.request.gpu, lambda each: each.state is State.RUNNING))
+            return unkept_or(await self._pass(incoming, [], self._meant(incoming)), unkept)
         peer = self._peers.of(record.gpu)
         if record.ended:
             return await self._pass(incoming, [], [peer])
-        await self._mark([record])
+        unkept = await self._mark([record])
         if peer.member.up and record.state is State.QUEUED and record.gpu is not None:
             # ComfyUI's interrupt passes over a job that still waits.
             await self._delete(peer, record.id, record.gpu)
-        return await self._pass(incoming, [record], [peer])
+        return unkept_or(await self._pass(incoming, [record], [peer]), unkept)
 
     async def _own(self, incoming: Incoming, client_id: object) -> Answer:
         """The front door's jobs run on any GPU: what the caller may mean without a name are its own, nobody else's."""
@@ -58,11 +60,11 @@ class Control:
             if (each.owner == request.owner if request.owner else each.client == request.client)
             if client_id is None or each.client_id == str(client_id)
         ]
-        await self._mark(mine)
+        unkept = await self._mark(mine)
         for record in mine:
             await self._peers.of(record.gpu).stop(record.id, record.gpu)
         self._tracker.look_soon()
-        return Answer(200)
+        return unkept_or(Answer(200), unkept)
 
     async def queue(self, incoming: Incoming) -> Answer:
         """Take waiting jobs out: all of this lane, or those that the body names."""
@@ -76,8 +78,8 @@ class Control:
             names = {str(each) for each in ids}
             waiting = self._of(gpu, lambda each: each.state is State.QUEUED and each.id in names)
         # As in ComfyUI, what is taken out of a queue leaves no history.
-        await self._mark(waiting, hidden=True)
-        return await self._pass(incoming, waiting, self._meant(incoming))
+        unkept = await self._mark(waiting, hidden=True)
+        return unkept_or(await self._pass(incoming, waiting, self._meant(incoming)), unkept)
 
     def _meant(self, incoming: Incoming) -> list[Peer]:
         """The backend of the request's GPU; all of them at the front door."""
@@ -87,10 +89,17 @@ class Control:
     def _of(self, gpu: int | None, which: Callable[[Record], bool]) -> list[Record]:
         return [each for each in self._journal.unfinished() if gpu in {None, each.gpu} and which(each)]
 
-    async def _mark(self, records: Sequence[Record], *, hidden: bool = False) -> None:
+    async def _mark(self, records: Sequence[Record], *, hidden: bool = False) -> StoreError | None:
+        """What kept the mark from being written down; the jobs are to be stopped all the same."""
         for number, record in enumerate(records, 1):
             # The last one's durability is that of all before it.
-            await self._journal.note(record.id, cancel=True, hidden=hidden, durable=number == len(records))
+            try:
+                await self._journal.note(record.id, cancel=True, hidden=hidden, durable=number == len(records))
+            except StoreError as error:
+                # Written when that is possible again, unless the gateway ends before.
+                await self._journal.note(record.id, cancel=True, hidden=hidden)
+                return error
+        return None
 
     async def _look(self) -> None:
         """What runs by now is not touched by what is meant for waiting jobs, and the other way round."""
@@ -119,6 +128,14 @@ class Control:
     def _is_there(self, record: Record) -> bool:
         member = self._peers.of(record.gpu).member
         return member.ready and record.boot == member.boot
+
+
+def unkept_or(answer: Answer, unkept: StoreError | None) -> Answer:
+    """The answer, unless what it says may not outlive the gateway."""
+    if unkept is None or answer.status >= 300:
+        return answer
+    text = "It is stopped, but that could not be written down: should the gateway restart now, it may run again."
+    return error_answer(GatewayError(BACKEND_UNAVAILABLE, text, str(unkept), retry_after=5))
 
 
 def _object(body: bytes) -> dict[str, Any]:
