@@ -41,12 +41,16 @@ class Guard:
         ring = self._file.load()
         if (problem := open_without_keys(config, ring)) is not None:
             raise KeyFileError(problem)
+        self._keyed = bool(ring)
+        """Whether there has been a key since the start: from then on no key means nobody, not everybody."""
         self.gate = Gate(config.auth, ring, self._sessions(config.auth, ring), socket.gethostname())
 
     def renew(self, auth: Auth) -> None:
         """Take other settings and read the keys again; raises ``KeyFileError``, and then nothing has changed."""
         stamp, ring = self._file.stamp(), self._file.load()
-        self.gate.renew(auth, ring, self._sessions(auth, ring))
+        self._keyed = self._keyed or bool(ring)
+        closed = self._keyed and not ring
+        self.gate.renew(auth, _NOBODY_IN if closed else ring, self._sessions(auth, ring))
         self._auth, self._stamp = auth, stamp
 
     def apply(self, config: Config) -> None:
@@ -66,11 +70,10 @@ class Guard:
             return
         self._stamp = stamp
         try:
-            if not self._file.load() and self.gate.ring:
-                log.warning("the last key is gone: requests from other machines are refused until there is one")
-                self.gate.renew(self._auth, _NOBODY_IN, None)
-                return
             self.renew(self._auth)
+            if self.gate.ring is _NOBODY_IN:
+                log.warning("the last key is gone: requests from other machines are refused until there is one")
+                return
             log.info("the keys have changed; %d are good", sum(not key.revoked for key in self.gate.ring.all))
         except KeyFileError as error:
             log.warning("%s; the keys stay as they were", error)

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 from gateway.auth import command
+from gateway.auth.gate import ANYBODY
 from gateway.auth.guard import Guard, login_page, next_of, open_without_keys
 from gateway.auth.keys import KeyFile, KeyFileError, Quota, Ring, Scope
 from gateway.config import Config
 from gateway.config_auth import Auth
+from gateway.errors import GatewayError
+from gateway.request import Kind
+from gateway.wire.head import RequestHead, RequestReader
 
 
 def config(folder: Path, *hosts: str, **auth: object) -> Config:
@@ -48,6 +52,29 @@ def test_new_and_revoked_keys_are_noticed(tmp_path: Path):
     guard.look()
     assert guard.gate.ring, "the gate stays closed"
     assert guard.gate.ring.find(ben) is None
+
+
+def test_a_reload_after_the_last_key_opens_nothing(tmp_path: Path):
+    """Other settings are taken over, and others stay out; a new key lets its holder in again."""
+    command.add(tmp_path, "anna", Scope.READ, Quota())
+    first = config(tmp_path, "192.0.2.1")
+    guard = Guard(first)
+    command.revoke(tmp_path, "anna")
+    for session in (60.0, 61.0):  # before the revocation is noticed, and after it
+        guard.apply(replace(first, auth=replace(first.auth, session=session)))
+        with pytest.raises(GatewayError) as caught:
+            guard.gate.passes(asked(), b"/queue", "203.0.113.9", Kind.READ, 0.0)
+        assert caught.value.kind.status == 401
+        assert guard.gate.passes(asked(), b"/queue", "127.0.0.1", Kind.READ, 0.0) is ANYBODY
+        guard.look()
+    ben, _ = command.add(tmp_path, "ben", Scope.READ, Quota())
+    guard.look()
+    assert guard.gate.passes(asked(f"X-API-Key: {ben}"), b"/queue", "203.0.113.9", Kind.READ, 0.0).name == "ben"
+
+
+def asked(*lines: str) -> RequestHead:
+    text = "\r\n".join(["GET /queue HTTP/1.1", "Host: a", *lines, "", ""]).encode()
+    return RequestReader(max_line=9999, max_fields=50).read(text, len(text))
 
 
 @pytest.mark.parametrize(
