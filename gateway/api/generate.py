@@ -13,7 +13,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gateway.api.hand_in import Desks, told
-from gateway.api.jobs import CLIENT_ID
 from gateway.api.orders import LONGEST_WAIT, PRIORITIES, Order, webhook_of, workflow_of
 from gateway.api.reading import Fields, object_in
 from gateway.api.route import Call
@@ -22,7 +21,7 @@ from gateway.api.watch import Watch
 from gateway.errors import BACKEND_BROKE, NOT_FOUND, GatewayError
 from gateway.fleet.ask import Ask, AskError
 from gateway.fleet.lanes import Fleet
-from gateway.jobs.record import Record, State
+from gateway.jobs.record import Record, State, unnamed
 from gateway.request import Request
 from gateway.wire.answer import Answer, Made, json_answer
 
@@ -190,7 +189,7 @@ def _order(call: Call, found: Fields, workflow: Any, gpus: int) -> Order:
     gpu = found.whole("gpu", 0, gpus - 1, call.incoming.request.gpu)
     return Order(
         workflow,
-        found.text("client_id", CLIENT_ID),
+        found.text("client_id", unnamed(call.incoming.request.owner)),
         gpu,
         call.field(b"idempotency-key").strip(),
         found.whole("priority", *PRIORITIES),

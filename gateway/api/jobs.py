@@ -16,15 +16,12 @@ from gateway.api.shape import Output, link, outputs_of, shown
 from gateway.api.watch import Watch
 from gateway.errors import JOB_FAILED, NOT_ACCEPTABLE, NOT_FOUND, GatewayError
 from gateway.jobs.desk import Desk
-from gateway.jobs.record import Record, State
-from gateway.jobs.schedule import UNNAMED
+from gateway.jobs.record import Record, State, unnamed
 from gateway.wire.answer import Answer, Fetch, Made, json_answer
 
 More = Callable[[Record], Mapping[str, Any]]
 """What others know of a job that has not ended: progress, place in the queue, when it will be done."""
 
-CLIENT_ID: Final = UNNAMED
-"""Whose events those of a job are for which nobody named one; ComfyUI tells nothing of jobs that have none."""
 _NO_STORE: Final = (b"Cache-Control", b"no-store")
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
 MOST_LISTED: Final = 1000
@@ -65,7 +62,7 @@ class JobRoutes:
         wait = wait_of(call)
         found = object_in(call.incoming)
         key = call.field(b"idempotency-key").strip()
-        orders, batch = orders_in(found, self._gpus, request.gpu, key, CLIENT_ID)
+        orders, batch = orders_in(found, self._gpus, request.gpu, key, unnamed(request.owner))
         if batch:
             return await self._many(call, orders, wait)
         made = await self._desks.submit(call, orders[0])

@@ -21,7 +21,7 @@ from gateway.jobs.everywhere import agreed, tell, told
 from gateway.jobs.incoming import Incoming, relayed
 from gateway.jobs.journal import Journal
 from gateway.jobs.peer import Peers
-from gateway.jobs.record import Record, State
+from gateway.jobs.record import UNNAMED, Record, State, unnamed
 from gateway.jobs.tracker import Tracker
 from gateway.jobs.whereabouts import Whereabouts
 from gateway.request import Kind
@@ -72,6 +72,9 @@ class Ownership:
 
     def claim(self, client_id: str, owner: str) -> None:
         """Use a client id; raises ``GatewayError`` (403) when it is another's, whose events it would take or get."""
+        if client_id.partition(":")[0] == UNNAMED and client_id != unnamed(owner):
+            text = "This client id is for jobs that name none, and not for this key's."
+            raise GatewayError(FORBIDDEN, text, "Choose another, such as a UUID.")
         if client_id and self._clients.get(client_id, owner) != owner:
             text = "This client id is in use by another key."
             raise GatewayError(FORBIDDEN, text, "Choose another, such as a UUID.")

@@ -10,6 +10,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Final
 
+UNNAMED: Final = "api"
+"""The client id of API jobs that name none and have no key; many clients share it."""
+
+
+def unnamed(owner: str) -> str:
+    """The client id of an API job of this key, or of nobody's, that names none.
+
+    Each key has one of its own, under which only it may listen: who hears another's hears of all its jobs.
+    """
+    return f"{UNNAMED}:{owner}" if owner else UNNAMED
+
 
 class State(Enum):
     """Where a job is. The last four are final."""

@@ -15,7 +15,7 @@ from gateway.fleet.member import Member
 from gateway.jobs.foretold import Foretold
 from gateway.jobs.homes import Homes
 from gateway.jobs.places import Places
-from gateway.jobs.record import Record, State
+from gateway.jobs.record import UNNAMED, Record, State
 from gateway.jobs.standing import standing
 from gateway.schedule.lanes import Lane
 from gateway.schedule.line import Waiting
@@ -25,8 +25,6 @@ from gateway.schedule.terms import Choice
 from gateway.schedule.workflow import Workflow
 
 FRONT: Final = "front"
-UNNAMED: Final = "api"
-"""The client id of API jobs that name none; many clients share it."""
 _FORETOLD: Final = 50
 """Waiting jobs up to which a new one's end is foretold, to see afterwards how wrong that was."""
 

@@ -173,3 +173,20 @@ def test_what_shows_everybodys_jobs_is_closed(tenants: Tenants):
             timeout=60,
             header={"X-API-Key": tenants.keys["ben"]},
         )
+
+
+def test_jobs_that_name_no_client_are_each_keys_own(tenants: Tenants):
+    """Every key may use the jobs API without a client id, and nobody listens to another's under the one it gets."""
+    for who in ("chief", "anna", "ben"):
+        for target in ("/jobs?wait=60", "/generate"):
+            answer = tenants.ask(who, target, "POST", {"workflow": tiny(80)}, port=0)
+            assert answer.status < 300, (who, target, answer.body)
+    listing = tenants.ask("anna", "/jobs", port=0).json()["jobs"]
+    assert {job["client_id"] for job in listing} >= {"api:anna"}
+    for taken in ("api", "api:anna", "api:chief"):
+        with pytest.raises(websocket.WebSocketBadStatusException) as refused:
+            websocket.create_connection(
+                f"ws://127.0.0.1:{tenants.product.ports[1]}/ws?clientId={taken}", timeout=30,
+                header=[f"X-API-Key: {tenants.keys['ben']}"])
+        assert refused.value.status_code == 403, taken
+        assert tenants.ask("ben", "/prompt", "POST", {"prompt": tiny(81), "client_id": taken}).status == 403
