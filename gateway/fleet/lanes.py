@@ -67,7 +67,10 @@ class Fleet:
 
     @property
     def faults(self) -> list[str]:
-        """A sentence for each lane that takes no jobs though its backend is up, and for each backend that is not."""
+        """A sentence for each lane that takes no jobs though its backend is up, and for each backend that is not.
+
+        And one where every lane is drained, so that jobs wait for nobody.
+        """
         several = len(self.members) > 1
         found: list[str] = []
         for member in self.members:
@@ -75,6 +78,8 @@ class Fleet:
                 found += member.faults
             elif several:
                 found.append(f"GPU {member.first} to {member.first + member.gpus - 1}: {member.reason}")
+        if all(gpu in self._of[gpu].drained for gpu in range(self.gpus)):
+            found.append("Every GPU is drained: new jobs wait.")
         return found
 
     def fault(self, gpu: int | None) -> str:

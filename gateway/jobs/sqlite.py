@@ -72,7 +72,11 @@ class SQLiteStore:
             return await self._loop.run_in_executor(self._reads, self._begin)
         except (OSError, sqlite3.Error, ValueError) as error:
             self._reads.shutdown()
-            raise StoreError(f"the journal {self._file} cannot be opened: {error}") from error
+            text = f"the journal {self._file} cannot be opened: {error}"
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                folder = self._file.parent
+                text += f"; its jobs cannot be read: move {folder} away, or name another folder as [jobs] journal"
+            raise StoreError(text) from error
 
     async def close(self) -> None:
         """See ``Store``."""

@@ -68,6 +68,19 @@ def test_what_would_spoil_the_scrape_is_left_out(reply: Reply):
     assert samples(reply) == b""
 
 
+async def test_health_tells_when_every_gpu_is_drained():
+    """One that still takes jobs is enough to be healthy; the answer stays 200, for what is handed in is kept."""
+    fleet = Fleet(2)
+    fleet.members[0].backend_up("toy 1", ["cpu", "cpu"])
+    own = OwnRoutes(fleet, Metrics(2, "0"), [asker(DOWN.url)])
+    said = []
+    for gpu in (0, 1):
+        fleet.members[0].drained.add(gpu)
+        answer = await own.health(request())
+        said.append((answer.status, json.loads(answer.body)["status"], json.loads(answer.body).get("reason")))
+    assert said == [(200, "healthy", None), (200, "degraded", "Every GPU is drained: new jobs wait.")]
+
+
 async def test_health_tells_of_a_gpu_that_takes_no_jobs():
     """Some work: 200, degraded, with the reason. None works: 503."""
     fleet = Fleet(2)

@@ -40,10 +40,10 @@ async def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path):
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path):
-    """With its name, and unchanged."""
+    """With its name and what to do, and unchanged."""
     file = tmp_path / "jobs.sqlite3"
     file.write_bytes(b"not a database, but long enough to be looked at" * 100)
-    with pytest.raises(StoreError, match=r"jobs\.sqlite3"):
+    with pytest.raises(StoreError, match=r"jobs\.sqlite3.*; its jobs cannot be read: move .* away"):
         await SQLiteStore(file).open()
     assert file.read_bytes().startswith(b"not a database")
 
