@@ -31,6 +31,7 @@ from gateway.jobs.moving import Moving
 from gateway.jobs.ownership import Ownership
 from gateway.jobs.pauses import Pauses
 from gateway.jobs.peer import Peer, Peers
+from gateway.jobs.recall import Recall
 from gateway.jobs.record import Record
 from gateway.jobs.recovery import Recovery
 from gateway.jobs.schedule import Schedule
@@ -79,6 +80,7 @@ class Desk:
         )
         schedule.held = self.submissions.held
         self._dispatch = Dispatch(journal, peers, schedule, self.submissions, counts)
+        self._recall = Recall(journal, peers, schedule, self.submissions, counts)
         self.tracker = Tracker(journal, peers, jobs.look, self.submissions.under_way)
         self.recoveries = [
             Recovery(
@@ -138,6 +140,7 @@ class Desk:
             tasks.create_task(self.live.run(), name="live-events")
             if self.schedule.enabled:
                 tasks.create_task(self._dispatch.run(), name="dispatch")
+                tasks.create_task(self._recall.run(), name="recall")
             tasks.create_task(self._sweep(), name="retention")
             if len(self.peers) > 1:
                 tasks.create_task(self.moving.run(), name="moving")

@@ -15,6 +15,8 @@ from gateway.schedule.workflow import Workflow
 
 _TAIL: Final = 0.25
 """A job that runs longer than expected is expected to run on for this share of what it has taken."""
+_OVERDUE: Final = (1.5, 0.2)
+"""A job that has run for so many times what was expected, and so many seconds longer, may run for any time."""
 
 
 class State(Enum):
@@ -45,6 +47,8 @@ class Placed:
     started: float | None = None
     charged: float = 0.0
     """GPU seconds that its client has been charged with."""
+    pins: frozenset[int] | None = None
+    """Lanes that it may run on; ``None``: any."""
     number: float = math.inf
     """ComfyUI's, by which the lane's queue is sorted; infinite until the backend has given one."""
 
@@ -54,6 +58,11 @@ class Placed:
             return self.expected
         took = now - self.started
         return max(self.expected - took, took * _TAIL)
+
+    def overdue(self, now: float) -> bool:
+        """Whether it runs for so much longer than expected that nobody can say when it ends."""
+        times, seconds = _OVERDUE
+        return self.started is not None and now - self.started > max(times * self.expected, self.expected + seconds)
 
 
 @dataclass(slots=True)
@@ -85,6 +94,12 @@ class Lane:
     def free_in(self, now: float, typical: float) -> float:
         """Seconds until it has finished what it has."""
         return sum(placed.left(now) for placed in self.jobs.values()) + self.others * typical / self.weight
+
+    def overdue(self, now: float) -> float | None:
+        """Seconds for which a job has run there that is overdue; ``None``: none is."""
+        jobs = self.jobs.values()
+        late = (now - each.started for each in jobs if each.started is not None and each.overdue(now))
+        return max(late, default=None)
 
     def in_order(self) -> list[Placed]:
         """Jobs there in the order in which they end."""

@@ -152,7 +152,9 @@ class Scheduler:
                 # From here on only its own end counts; and then, any lane will do.
                 among = usable if deferred < _AT_LAST * self.rules.patience else roomy
                 best, at = _best(among, _finish)
-            if at.room > 0:
+            # Not behind what may run for any time, while there is a lane of which more is known.
+            doubtful = at.overdue and deferred < _AT_LAST * self.rules.patience
+            if at.room > 0 and not (doubtful and any(not look.overdue for _, look in usable)):
                 return self._choose(waiting, best, scores, now, deferred)
             if roomy and first and waiting.passed is None:
                 waiting.passed = now
@@ -230,6 +232,7 @@ class Scheduler:
 
     def _place(self, waiting: Waiting, gpu: int, expected: float, missing: frozenset[str], now: float) -> None:
         placed = Placed(waiting.job, waiting.client, waiting.workflow, expected, missing, now, charged=expected)
+        placed.pins = waiting.pins
         self.lanes[gpu].put(placed)
         self._on[waiting.job] = gpu
         self.line.charge(waiting.client, expected)
@@ -250,7 +253,7 @@ class Scheduler:
     def _outlooks(self, now: float) -> list[Outlook]:
         typical = self.estimates.typical()
         return [
-            Outlook(lane, lane.free_in(now, typical), self._room(lane), lane.held.copy())
+            Outlook(lane, lane.free_in(now, typical), self._room(lane), lane.held.copy(), lane.overdue(now) is not None)
             for lane in self.lanes.values()
         ]
 

@@ -27,6 +27,8 @@ class Outlook:
     """Jobs that it takes now."""
     held: OrderedDict[str, None]
     """Models that it will hold then."""
+    overdue: bool = False
+    """Whether what runs there may run for any time: ``free`` is a guess."""
 
     def lay(self, score: "Score", waiting: Waiting) -> None:
         """Think of the job as running there."""

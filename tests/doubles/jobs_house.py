@@ -45,6 +45,8 @@ class Comfy:
     """Answer submissions only when this is set."""
     waiting: dict[str, int] = field(default_factory=dict)
     """What it was told of clients' jobs that wait at the gateway."""
+    deletes: str = ""
+    """What the order to drop waiting jobs does to them: "takes" them out, finds that each "starts", or nothing."""
     judges: bool = False
     """Whether it has a route that judges a submission without taking it."""
     knows_ids: bool = True
@@ -99,6 +101,7 @@ class Comfy:
             await peer.reply(b"")
         elif seen.method == b"POST":
             self.told.append((path, json.loads(seen.body) if seen.body else None))
+            self._drop(*self.told[-1])
             await peer.reply(b"")
         elif path == "/queue/all":
             short = 2 if self.knows_ids and seen.target.endswith(b"?ids=1") else None
@@ -132,6 +135,14 @@ class Comfy:
         else:
             found = {job: self.history[job]} if job in self.history else {}
             await peer.reply(json.dumps(found).encode())
+
+    def _drop(self, path: str, body: Any) -> None:
+        if path != "/queue" or not self.deletes:
+            return
+        gone = [each for each in self.pending if each["prompt_id"] in body.get("delete", [])]
+        self.pending = [each for each in self.pending if each not in gone]
+        if self.deletes == "starts":
+            self.running += gone
 
     async def _submission(self, peer: Peer, seen: Seen) -> None:
         if self.hold is not None:

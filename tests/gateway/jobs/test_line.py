@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.schedule.workflow import read
 from tests.doubles.http_stack import config_for
 from tests.doubles.jobs_house import House, house
 from tests.doubles.wait import until
@@ -442,3 +443,67 @@ async def test_jobs_of_the_api_wait_in_the_same_line(tmp_path: Path):
         got = await here.post("/jobs", {"workflow": graph(), "prompt_id": "pinned", "gpu": 1}, gpu=None)
         assert (got.status, here.record("pinned").gpu) == (202, 1)
         assert json.loads((await here.get("/jobs/api", None)).body)["position"] == 1
+
+
+PLAIN = {"1": {"class_type": "Any", "inputs": {}}}
+
+
+async def behind(here: House) -> tuple[str, str]:
+    """Short jobs, two on each GPU, of which all but one GPU's end; the one that lasts there, and the one behind it."""
+    scheduler = here.desk.schedule.scheduler
+    for gpu in range(4):
+        for _ in range(3):
+            scheduler.estimates.learn(read(PLAIN), gpu, 1.0, 0.01)
+    jobs = [f"job{number}" for number in range(8)]
+    for job in jobs:
+        await submit(here, job, prompt=PLAIN)
+    assert Counter(here.comfy.lanes.values()) == dict.fromkeys(range(4), 2)
+    first, second = (job for job in jobs if here.comfy.lanes[job] == 0)
+    here.comfy.pending.sort(key=lambda each: each["prompt_id"] != first)
+    assert here.comfy.start() == first
+    await until(lambda: here.states()[first] == "running")
+    for job in jobs:
+        if here.comfy.lanes[job] != 0:
+            here.comfy.finish(job)
+    return first, second
+
+
+async def test_a_job_behind_one_that_lasts_goes_to_a_gpu_that_idles(tmp_path: Path):
+    """It is taken out of the queue where it waits, and is in one queue only; what lasts goes on."""
+    async with house(tmp_path) as here:
+        here.comfy.deletes = "takes"
+        first, second = await behind(here)
+        await until(lambda: here.comfy.lanes[second] != 0 and here.record(second).attempts == 1)
+        assert [each["prompt_id"] for each in here.comfy.pending] == [second]
+        assert here.record(second).gpu == here.comfy.lanes[second]
+        assert here.comfy.told == [("/queue", {"delete": [second]})]
+        here.comfy.finish(second)
+        await until(lambda: here.states()[second] == "succeeded")
+        assert here.states()[first] == "running"
+        await until(lambda: here.comfy.waiting.get("c", 0) == 0)
+
+
+@pytest.mark.parametrize("deletes", ["", "starts"])
+async def test_a_job_that_cannot_be_taken_back_stays(tmp_path: Path, deletes: str):
+    """The backend kept it, or it has started by then: it runs there, once."""
+    async with house(tmp_path) as here:
+        here.comfy.deletes = deletes
+        _, second = await behind(here)
+        await until(lambda: ("/queue", {"delete": [second]}) in here.comfy.told)
+        await until(lambda: not here.desk.submissions.under_way(second))
+        record = here.record(second)
+        assert (record.gpu, record.attempts, record.boot) == (0, 1, here.fleet.member(0).boot)
+        here.comfy.finish(second)
+        await until(lambda: here.states()[second] == "succeeded")
+        assert here.comfy.lanes[second] == 0
+
+
+async def test_a_job_whose_backend_dies_while_it_is_taken_back_is_sent_once(tmp_path: Path):
+    """Nobody knows whether it was dropped: the next life gets it."""
+    async with house(tmp_path) as here:
+        here.comfy.deletes = "takes"
+        first, second = await behind(here)
+        await until(lambda: here.comfy.told)
+        here.backend_dies()
+        here.backend_comes("boot-22")
+        await until(lambda: sorted(each["prompt_id"] for each in here.comfy.pending) == [first, second])

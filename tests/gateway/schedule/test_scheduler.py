@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway.schedule.lanes import Lane, State
 from gateway.schedule.line import Waiting
+from gateway.schedule.recall import Recalls
 from gateway.schedule.scheduler import Scheduler
 from gateway.schedule.terms import FullError, Rules
 from gateway.schedule.workflow import Workflow
@@ -184,6 +185,84 @@ def test_a_flood_of_one_client_does_not_hold_another_up():
     scheduler.ended("j1", 20.0, took=20.0)
     scheduler.ended("j2", 40.0, took=20.0)
     assert "j500" in {job for job, _ in taken(scheduler, 40.0)}
+
+
+def known(*weights: float, seconds: float = 1.0) -> Scheduler:
+    """Every lane holds the model, and what a job takes is known."""
+    scheduler = Scheduler(lanes(*weights))
+    for lane in scheduler.lanes.values():
+        lane.tell(["a.safetensors"])
+        for _ in range(3):
+            scheduler.estimates.learn(MODELS["a"], lane.index, lane.weight, seconds)
+    return scheduler
+
+
+def test_nothing_is_bound_behind_what_is_overdue_while_another_lane_is_not():
+    """That may run for any time; who may go nowhere else waits behind it all the same."""
+    scheduler = known(1.0, 1.0)
+    scheduler.add(waiting(1))
+    assert taken(scheduler) == [("j1", 0)]
+    scheduler.started("j1", 0.0)
+    for seq in range(2, 6):
+        scheduler.add(waiting(seq, now=2.0))
+    went = taken(scheduler, 2.0)
+    assert {gpu for _, gpu in went} == {1}
+    for seconds, (job, _) in enumerate(went, 2):
+        scheduler.started(job, seconds)
+        scheduler.ended(job, seconds + 1.0, took=1.0)
+    assert {gpu for _, gpu in taken(scheduler, 4.0)} == {1}
+    scheduler.add(waiting(6, now=4.0, pins={0}))
+    assert ("j6", 0) in taken(scheduler, 4.0)
+
+
+def test_a_second_job_goes_behind_one_that_is_overdue_when_all_are():
+    """Every lane runs something for longer than expected: they are all the same again."""
+    scheduler = known(1.0, 1.0)
+    for seq in (1, 2):
+        scheduler.add(waiting(seq))
+    for job, _ in taken(scheduler):
+        scheduler.started(job, 0.0)
+    for seq in (3, 4):
+        scheduler.add(waiting(seq, now=5.0))
+    assert sorted(gpu for _, gpu in taken(scheduler, 5.0)) == [0, 1]
+
+
+def test_a_job_behind_one_that_lasts_is_taken_back_for_a_lane_that_idles():
+    """Once, when that has lasted; not what came there by another way."""
+    scheduler = known(1.0, 1.0)
+    for seq in range(1, 5):
+        scheduler.add(waiting(seq))
+    on = dict(taken(scheduler))
+    assert sorted(on.values()) == [0, 0, 1, 1]
+    recalls = Recalls(scheduler)
+    first, second = (next(job for job in on if on[job] == gpu) for gpu in (0, 1))
+    behind = next(job for job in on if on[job] == 0 and job != first)
+    last = next(job for job in on if on[job] == 1 and job != second)
+    scheduler.started(first, 0.0)
+    scheduler.started(second, 0.0)
+    scheduler.ended(second, 1.0, took=1.0)
+    assert recalls.next(5.0) is None, "no lane idles"
+    scheduler.ended(last, 2.0, took=1.0)
+    scheduler.placed(waiting(9), 0, 2.0)
+    assert recalls.next(1.2) is None, "it is not late"
+    scheduler.lane_state(1, State.DRAINING)
+    assert recalls.next(5.0) is None
+    scheduler.lane_state(1, State.READY)
+    assert recalls.next(5.0) == behind
+    assert recalls.next(6.0) is None, "once; and what came by another way stays"
+    scheduler.take_back(behind)
+    scheduler.add(waiting(int(behind[1:]), now=6.0))
+    assert taken(scheduler, 6.0) == [(behind, 1)]
+
+
+def test_a_pinned_job_is_not_taken_back_for_a_lane_that_it_may_not_use():
+    """It waits where it is."""
+    scheduler = known(1.0, 1.0)
+    for seq in (1, 2):
+        scheduler.add(waiting(seq, pins={0}))
+    assert taken(scheduler) == [("j1", 0), ("j2", 0)]
+    scheduler.started("j1", 0.0)
+    assert Recalls(scheduler).next(100.0) is None
 
 
 class Storm(RuleBasedStateMachine):
