@@ -120,7 +120,7 @@ class GenerateRoutes:
                 "pending": pending,
                 "total": running + pending,
                 "healthy": queue is not None,
-                "last_error": None if queue is not None else error or "The backend has no such GPU.",
+                "last_error": None if queue is not None else error or self._fleet.unseen(gpu),
                 "last_update": at if queue is not None else None,
                 "draining": self._fleet.member(gpu).drain or gpu in self._fleet.member(gpu).drained,
             }

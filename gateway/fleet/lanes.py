@@ -86,6 +86,13 @@ class Fleet:
         """The sentence for a client of a lane that takes no jobs; empty for all others, and for no lane."""
         return "" if gpu is None else self._of[gpu].fault(gpu)
 
+    def unseen(self, gpu: int) -> str:
+        """Why a GPU is in no answer about all queues."""
+        member = self._of[gpu]
+        if not member.up:
+            return f"Its backend is down: {member.reason}"
+        return "The backend has no such GPU." if gpu >= member.first + member.width else "Its backend did not answer."
+
     def member(self, gpu: int) -> Member:
         """The backend that a GPU belongs to."""
         return self._of[gpu]

@@ -239,3 +239,13 @@ def test_weights_and_drains_follow_a_reload():
     assert fleet.member(0).drained == {0}
     fleet.apply(config)
     assert [(member.weight, member.drain) for member in fleet.members] == [(1.0, False), (1.0, False)]
+
+
+def test_a_gpu_whose_queue_cannot_be_seen_says_why():
+    """Its backend is down, or has fewer GPUs than ports, or does not answer."""
+    fleet = Fleet([Member(1), Member(2, index=1, first=1)])
+    fleet.members[0].backend_down("it died", 3)
+    fleet.members[1].backend_up("toy", ["one"])
+    assert fleet.unseen(0) == "Its backend is down: it died"
+    assert fleet.unseen(1) == "Its backend did not answer."
+    assert fleet.unseen(2) == "The backend has no such GPU."
