@@ -55,7 +55,7 @@ class Recall:
             return
         peer = self._peers.of(record.gpu)
         there = record.gpu is not None and record.attempts and peer.member.up and record.boot == peer.member.boot
-        if not there or self._submissions.under_way(job):
+        if not there or self._submissions.under_way(job) or job not in (await peer.queues()).pending:
             return
         # Until this ends nobody concludes anything from where it is not.
         self._submissions.doubtful(job, begins=True)
@@ -79,10 +79,11 @@ class Recall:
         gpu = record.gpu or 0
         lines = b"Content-Type: application/json\r\n%b" % peer.line(gpu)
         await peer.send(b"POST", b"/queue", lines, json.dumps({"delete": [record.id]}).encode())
-        if record.id in await peer.queues() or await peer.entry(record.id) is not None:
+        seen = await peer.queues()
+        if record.id in seen or await peer.entry(record.id) is not None:
             return False
-        if not peer.member.up or peer.member.boot != record.boot:
-            raise AskError("The backend died meanwhile.")
+        if not seen.whole or not peer.member.up or peer.member.boot != record.boot:
+            raise AskError("The backend died meanwhile, or does not show its queues.")
         return True
 
     async def _back(self, record: Record) -> None:
