@@ -35,24 +35,25 @@ class TrustedNetworks:
         return parsed is not None and any(parsed in network for network in self.networks)
 
 
-def client_address(peer: str, xff_values: list[bytes], trusted: TrustedNetworks) -> str:
+def client_address(peer: str, xff_values: list[bytes], trusted: TrustedNetworks) -> tuple[str, bool]:
     """First untrusted address from the right of ``X-Forwarded-For`` and the peer; the limits' key starts from it.
 
     ``xff_values`` are all values of the field in the order received, ``peer`` the socket's address without port.
-    An entry that is no address ends the search: what stands left of it cannot be vouched for.
+    An entry that is no address ends the search: what stands left of it cannot be vouched for. The second result is
+    whether the address is the client's: false when it is a proxy's, because the chain is missing, unreadable or cut.
     """
     if not trusted or peer not in trusted:
-        return peer
+        return peer, True
     client = peer
     entries = [entry for value in xff_values for entry in value.split(b",")]
     for entry in entries[: -_CHAIN - 1 : -1]:
         parsed = parse_address(_without_port(entry.strip().decode("latin-1")))
         if parsed is None:
-            break
+            return client, False
         client = str(parsed)
         if client not in trusted:
-            break
-    return client
+            return client, True
+    return client, 0 < len(entries) <= _CHAIN
 
 
 def is_loopback(host: str) -> bool:

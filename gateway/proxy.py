@@ -100,7 +100,7 @@ class ProxiedRequest(HandedOver):
         if fields.rewritten is None:
             own = client.transport.get_extra_info("sockname") if fields.host is None else None
             proto = b"https" if proxy.secure else b"http"
-            lines, fields.address = outbound(fields, client.peer, own, proxy.trusted, proto)
+            lines, fields.address, fields.named = outbound(fields, client.peer, own, proxy.trusted, proto)
             fields.rewritten = lines if proxy.guard is None else proxy.guard.gate.for_backend(head, lines)
         self._address = fields.address
         own_route = self._front_door(head.target) if self._gpu is None else None

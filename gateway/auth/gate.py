@@ -148,7 +148,9 @@ class Gate:
             key = self.ring.by_id(key_id) if key_id else None
             if key is not None:
                 return Principal(key.name, key.scope, key)
-        return ANYBODY if self._auth.loopback and is_loopback(address) else None
+        # A proxy's own address says nothing of who stands behind it.
+        local = self._auth.loopback and head.fields.named and is_loopback(address)
+        return ANYBODY if local else None
 
     def granted(self, head: RequestHead) -> bytes:
         """The origin that may read the answer across sites; empty when none is allowed or none was named."""

@@ -80,6 +80,8 @@ class Fields:
     """Room for the lines as they go to the backend, made once by whoever forwards them."""
     address: str = field(default="", compare=False)
     """Room for the address that they say the client has."""
+    named: bool = field(default=True, compare=False)
+    """Room for whether that address is the client's; else it is that of a proxy which names none."""
     who: Any = field(default=None, compare=False)
     """Room for whom they come from, and how long that holds."""
 

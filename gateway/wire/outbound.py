@@ -11,18 +11,19 @@ from gateway.wire.head import Fields
 
 def outbound(
     fields: Fields, peer: str, own_address: object, trusted: TrustedNetworks, proto: bytes = b"http"
-) -> tuple[bytes, str]:
-    """The lines without ``X-TARGET-GPU`` and ``X-Request-ID``, and the address that limits are keyed by.
+) -> tuple[bytes, str, bool]:
+    """The lines without ``X-TARGET-GPU`` and ``X-Request-ID``, the address that limits are keyed by, and whose it is.
 
+    The last is true when the address is the client's, false when it is that of a trusted proxy which names no client.
     ``peer`` is the connection's address without port, ``own_address`` its other end as the socket names it, ``proto``
     what it speaks.
     """
     chain = peer.encode()
     host = fields.host or b""
-    address = peer
+    address, named = peer, True
     if trusted and peer in trusted:
         xff = values_of(fields.special, b"x-forwarded-for")
-        address = client_address(peer, xff, trusted)
+        address, named = client_address(peer, xff, trusted)
         chain = b", ".join([*xff, chain])
         proto = (values_of(fields.special, b"x-forwarded-proto") or [proto])[-1]
         host = (values_of(fields.special, b"x-forwarded-host") or [host])[-1]
@@ -34,7 +35,7 @@ def outbound(
         lines += b"Transfer-Encoding: chunked\r\n"
     if fields.upgrade:
         lines += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-    return lines, address
+    return lines, address, named
 
 
 def authority(address: object) -> bytes:

@@ -14,6 +14,7 @@ from gateway.config_auth import Auth
 from gateway.errors import GatewayError
 from gateway.request import Kind
 from gateway.wire.head import RequestHead, RequestReader
+from tests.doubles.http_stack import stack
 
 
 def config(folder: Path, *hosts: str, **auth: object) -> Config:
@@ -70,6 +71,37 @@ def test_a_reload_after_the_last_key_opens_nothing(tmp_path: Path):
     ben, _ = command.add(tmp_path, "ben", Scope.READ, Quota())
     guard.look()
     assert guard.gate.passes(asked(f"X-API-Key: {ben}"), b"/queue", "203.0.113.9", Kind.READ, 0.0).name == "ben"
+
+
+@pytest.mark.parametrize(
+    ("line", "trusted", "status"),
+    [
+        ("X-A: 1", (), 200),
+        ("X-Forwarded-For: unknown", (), 200),
+        ("X-A: 1", ("127.0.0.0/8",), 401),
+        ("Forwarded: for=203.0.113.9", ("127.0.0.0/8",), 401),
+        ("X-Forwarded-For: unknown", ("127.0.0.0/8",), 401),
+        ("X-Forwarded-For: unix:", ("127.0.0.0/8",), 401),
+        ("X-Forwarded-For: 203.0.113.9, _hidden", ("127.0.0.0/8",), 401),
+        ("X-Forwarded-For:", ("127.0.0.0/8",), 401),
+        ("X-Forwarded-For: 127.0.0.1, unknown, 127.0.0.1", ("127.0.0.0/8",), 401),
+        ("X-Forwarded-For: 203.0.113.9", ("127.0.0.0/8",), 401),
+        ("X-Forwarded-For: 127.0.0.1", ("127.0.0.0/8",), 200),
+    ],
+)
+async def test_a_proxy_on_this_machine_does_not_lend_its_address(tmp_path, line, trusted, status):
+    """Whoever comes through a trusted proxy needs a key unless it says that they are on this machine."""
+    command.add(tmp_path, "anna", Scope.READ, Quota())
+    async with stack(forwarded={"trusted_proxies": trusted}) as made, made.client() as client:
+        made.proxy.guard = Guard(config(tmp_path))
+        assert (await client.get("/queue", line)).status == status
+
+
+async def test_without_keys_a_proxy_need_not_name_anybody(tmp_path):
+    """Keys are what makes the difference between here and elsewhere."""
+    async with stack(forwarded={"trusted_proxies": ("127.0.0.0/8",)}) as made, made.client() as client:
+        made.proxy.guard = Guard(config(tmp_path))
+        assert (await client.get("/queue", "X-Forwarded-For: unknown")).status == 200
 
 
 def asked(*lines: str) -> RequestHead:
