@@ -114,14 +114,13 @@ class Ownership:
     # Reads
 
     async def _view(self, owner: str, incoming: Incoming) -> Made:
-        query = incoming.request.target.partition(b"?")[2]
-        name, subfolder, kind = _first(query, "filename"), _first(query, "subfolder"), _first(query, "type") or "output"
-        if kind == "input":
-            # Uploads are ComfyUI's shared folder; workflows name them.
-            return self._fetched(incoming)
-        if not name.endswith(("]", "/")) and "\\" not in name and "/" not in name:
+        asked = _asked(incoming.request.target.partition(b"?")[2])
+        if asked is not None:
+            if asked[0] == "input":
+                # Uploads are ComfyUI's shared folder; workflows name them.
+                return self._fetched(incoming)
             for _ in range(int(_PATIENCE / _STEP)):
-                found = self._files.get((kind, subfolder.strip("/"), name))
+                found = self._files.get(asked)
                 if found is not None:
                     break
                 await asyncio.sleep(_STEP)
@@ -240,6 +239,24 @@ def _object(body: bytes) -> dict[str, Any]:
 def _id_of(item: object) -> str:
     """The id of a queue's item: the second of a list (ComfyUI execution.py: PromptQueue)."""
     return str(item[1]) if isinstance(item, list) and len(item) > 1 else ""
+
+
+def _asked(query: bytes) -> File | None:
+    """The file that a view names; ``None`` where readers may differ about which one that is.
+
+    ComfyUI takes ``[output]`` behind a name for its type, whatever ``type`` says (folder_paths.py:
+    annotated_filepath), and of a field that is there twice the first, even when that is empty.
+    """
+    fields = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    values = [fields.get(each, [""]) for each in ("type", "subfolder", "filename")]
+    if any(len(each) > 1 for each in values):
+        return None
+    kind, subfolder, name = (each[0] for each in values)
+    if name.endswith("]") or "/" in name or name == ".." or "\\" in name + subfolder:
+        return None
+    if subfolder.startswith("/") or ".." in subfolder.split("/"):
+        return None
+    return kind or "output", subfolder.strip("/"), name
 
 
 def _first(query: bytes, name: str) -> str:

@@ -93,6 +93,37 @@ def test_history_and_files_are_each_keys_own(tenants: Tenants):
     assert job in tenants.ask("anna", "/jobs", port=0).body.decode()
 
 
+def test_a_name_says_nothing_else_than_its_type(tenants: Tenants):
+    """ComfyUI takes ``[output]`` behind a name for its type, and of two fields the first: neither opens Anna's picture.
+
+    Uploads stay everybody's.
+    """
+    (image,) = next(iter(tenants.entry("anna", tenants.submit("anna", tiny(9)))["outputs"].values()))["images"]
+    (his,) = next(iter(tenants.entry("ben", tenants.submit("ben", tiny(10)))["outputs"].values()))["images"]
+    hers, own = (f"filename={each['filename']}" for each in (image, his))
+    folder, kind = f"subfolder={image['subfolder']}", f"type={image['type']}"
+    for query in (
+        f"{hers}%20%5B{image['type']}%5D&{folder}&type=input",
+        f"{hers}%20[{image['type']}]&type=input",
+        f"{hers}%20%5Binput%5D&type=input",
+        f"{hers}%20%5Btemp%5D&type=input",
+        f"{hers}&{folder}&{kind}&type=input",
+        f"{hers}&{folder}&type=&type=input",
+        f"{hers}&{folder}&{kind}&{own}",
+        f"{own}&{folder}&{kind}&{hers}",
+        f"{hers}&subfolder=&subfolder=x&{kind}",
+        f"filename=../{image['type']}/{image['filename']}&type=input",
+        f"{hers}&subfolder=../{image['type']}&type=input",
+        f"{hers}&subfolder=..%5C{image['type']}&type=input",
+        f"{hers}&subfolder=/{image['type']}&type=input",
+    ):
+        for way in (f"/view?{query}", f"/api/view?{query}", f"/%76iew?{query}"):
+            assert tenants.ask("ben", way).status == 403, way
+    assert tenants.ask("ben", f"/view?{own}&{folder}&{kind}").body.startswith(b"\x89PNG")
+    uploaded = tenants.ask("ben", "/view?filename=nothing.png&type=input&subfolder=a/b")
+    assert uploaded.status == 404, "it is the backend that says so"
+
+
 def test_queues_show_and_lose_only_what_is_ones_own(tenants: Tenants):
     """Ben neither sees Anna's waiting and running jobs, nor stops or deletes them by any way; she does."""
     running, waiting = tenants.submit("anna", sleeping(60.0, 2)), tenants.submit("anna", sleeping(60.0, 3))
