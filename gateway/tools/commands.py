@@ -5,6 +5,7 @@ Owns the commands' words and exit codes. Results go to stdout, everything else t
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,6 +116,8 @@ def submit(door: Door, file: Path, *, gpu: int | None, wait: bool, folder: Path 
     order: dict[str, Any] = {"workflow": _workflow(file)}
     if gpu is not None:
         order["gpu"] = gpu
+    if folder is not None:
+        _try_writing(folder)
     reply = door.ask("POST", "/jobs", order)
     if reply.status not in {200, 202}:
         raise ToolError(_refusal(reply.body) or told(reply))
@@ -174,6 +177,16 @@ def _follow(door: Door, job: str) -> Mapping[str, Any]:
             elif name == "state" and not drawn:
                 print(f"{data['state']} on GPU {data['gpu']}", file=sys.stderr)
         time.sleep(1.0)
+
+
+def _try_writing(folder: Path) -> None:
+    """Make the folder and see that files can be put there, before any GPU works for them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ToolError(f"{folder} cannot be written: {error.strerror or error}; nothing was submitted") from error
 
 
 def _save(door: Door, job: Mapping[str, Any], folder: Path) -> int:

@@ -13,7 +13,7 @@ import pytest
 from gateway.cli import main
 from gateway.config import Config
 from gateway.tools.bench import told as told_bench
-from gateway.tools.commands import _workflow, issuing
+from gateway.tools.commands import _workflow, issuing, submit
 from gateway.tools.completion import completion
 from gateway.tools.doctor import BAD, OK, WARN, _driver, examine, render
 from gateway.tools.door import Door, Reply, ToolError, told
@@ -127,6 +127,16 @@ def test_completion_completes():
     parser = argparse.ArgumentParser()
     parser.add_subparsers().add_parser("x")
     assert "bashcompinit" in completion(parser, "zsh")
+
+
+def test_what_could_not_be_saved_is_not_run(tmp_path: Path):
+    """``submit -o`` into what is no folder ends before the gateway is asked, of which there is none here."""
+    workflow, there = tmp_path / "workflow.json", tmp_path / "file"
+    workflow.write_text('{"1": {"class_type": "X", "inputs": {}}}')
+    there.write_text("")
+    for folder in (there, there / "below"):
+        with pytest.raises(ToolError, match=r"file.* cannot be written: .*nothing was submitted"):
+            submit(Door("http://127.0.0.1:9", ""), workflow, gpu=None, wait=False, folder=folder)
 
 
 def test_the_doctor_names_what_stands_in_the_way(tmp_path: Path):
