@@ -103,6 +103,8 @@ class Gate:
         ``path`` is decoded and without ``/gpuN``; ``address`` is the client's; ``now`` in seconds since 1970.
         """
         guarded = kind is Kind.EVENTS or head.method not in _SAFE
+        if not guarded and _ADMIN.fullmatch(path) and self._lured(head):
+            raise _foreign(_one(head, b"origin") or b"another site")
         if not guarded and not self.ring:
             return ANYBODY
         origins = values_of(head.fields.pairs, b"origin") if guarded else []
@@ -121,6 +123,10 @@ class Gate:
             text = "This shows everybody's jobs, and this key sees its own only."
             raise GatewayError(FORBIDDEN, text, "A key with the scope admin sees all.")
         return who
+
+    def _lured(self, head: RequestHead) -> bool:
+        """Whether a page of another site makes a browser ask: a link or picture sends no ``Origin``, but says this."""
+        return (_one(head, b"sec-fetch-site") or b"").strip().lower() == b"cross-site" and not self.granted(head)
 
     def confines(self, who: Principal) -> bool:
         """Whether somebody meets only the jobs of their own key."""

@@ -167,6 +167,22 @@ def test_health_is_open():
 
 
 SITE = "Origin: https://evil.example"
+
+
+def test_pages_of_other_sites_lure_nobody_into_what_concerns_everybody():
+    """ComfyUI-Manager changes the machine by GET, which a picture or a link sends without ``Origin``."""
+    across = "Sec-Fetch-Site: cross-site"
+    for gate in (Gate(Auth(), Ring(), None), keyed()[0]):
+        for path in ("/manager/reboot", "/api/v2/manager/queue/start", "/customnode/%67etlist", "/gpu1/../manager/x"):
+            assert passed(gate, asked(path, across), "127.0.0.1") == "403", path
+            assert passed(gate, asked(path, across, SITE), "127.0.0.1") == "403", path
+        assert passed(gate, asked("/manager/reboot", "Sec-Fetch-Site: same-origin"), "127.0.0.1") == "-"
+        assert passed(gate, asked("/manager/reboot", "Sec-Fetch-Site: none"), "127.0.0.1") == "-"
+        assert passed(gate, asked("/manager/reboot"), "127.0.0.1") == "-"
+        assert passed(gate, asked("/queue", across), "127.0.0.1") == "-"
+    gate = Gate(Auth(origins=("https://evil.example",)), Ring(), None)
+    assert passed(gate, asked("/manager/reboot", across, SITE), "127.0.0.1") == "-"
+    assert passed(gate, asked("/manager/reboot", across), "127.0.0.1") == "403"
 SOCKET = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a2V5", "Sec-WebSocket-Version: 13")
 
 
