@@ -26,7 +26,7 @@ LOGIN_PATH: Final = b"/gateway/login"
 _FAILURES: Final = Rate(0.2, 10)
 """Wrong keys from one address: ten at once, then one in five seconds."""
 
-_EVERYBODYS: Final = re.compile(rb"/(?:api/)?(?:queue/|debug/|dashboard|status$|assets)", re.IGNORECASE)
+_EVERYBODYS: Final = re.compile(rb"/(?:api/)*(?:queue/|debug/|dashboard|status$|assets)", re.IGNORECASE)
 """What lists jobs or files of all and is not filtered."""
 
 _REMEMBERED: Final = 30.0

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, unquote_to_bytes
 
-from gateway.errors import FORBIDDEN, GatewayError
+from gateway.errors import FORBIDDEN, NOT_FOUND, GatewayError
 from gateway.fleet.ask import AskError
 from gateway.fleet.lanes import Fleet
 from gateway.fleet.merge import queue_of_all
@@ -24,7 +24,7 @@ from gateway.jobs.peer import Peers
 from gateway.jobs.record import UNNAMED, Record, State, unnamed
 from gateway.jobs.tracker import Tracker
 from gateway.jobs.whereabouts import Whereabouts
-from gateway.request import Kind
+from gateway.request import Kind, resolved
 from gateway.wire.answer import Answer, Fetch, Made, json_answer
 
 Handler = Callable[[Incoming], Awaitable[Made]]
@@ -36,6 +36,8 @@ _MOST: Final = 20_000
 """Files, and clients, whose owner is remembered."""
 # Only what the backend itself gives out: every other way to a file of another's job is closed to a confined key.
 _VIEWS: Final = frozenset({b"/view", b"/viewvideo"})
+# What is only let through as it is narrowed here, under the spelling that is narrowed.
+_NARROWED: Final = frozenset({b"view", b"viewvideo", b"queue", b"history", b"interrupt"})
 _QUEUES: Final = ("queue_running", "queue_pending")
 
 File = tuple[str, str, str]
@@ -85,6 +87,8 @@ class Ownership:
         """Who takes a confined request in place of ``usual``; ``None``: the way of bytes. Raises ``GatewayError``."""
         raw, _, query = target.partition(b"?")
         path = unquote_to_bytes(raw).removeprefix(b"/api")
+        if _unclear(raw, path):
+            raise GatewayError(NOT_FOUND, "There is nothing under this path for this key.", "Spell it plainly.")
         if kind is Kind.EVENTS:
             self.claim(_first(query, "clientId"), owner)
             return usual
@@ -239,6 +243,22 @@ def _object(body: bytes) -> dict[str, Any]:
 def _id_of(item: object) -> str:
     """The id of a queue's item: the second of a list (ComfyUI execution.py: PromptQueue)."""
     return str(item[1]) if isinstance(item, list) and len(item) > 1 else ""
+
+
+def _unclear(raw: bytes, path: bytes) -> bool:
+    """Whether some reader of the ``raw`` path may find jobs there that nobody here keeps to their owners.
+
+    ``path`` is what is gone by here. Newer ComfyUI has ``/api/jobs`` under ``/api/api/jobs``, too, and decodes both;
+    our own routes have taken the plain spelling of these before.
+    """
+    meant = resolved(raw)
+    while meant.startswith(b"/api/"):
+        meant = meant.removeprefix(b"/api")
+    first = meant.split(b"/")[1]
+    if first == b"jobs":
+        return True
+    plain = path == meant or (first == b"history" and (path.startswith(b"/history/") or path == b"/history"))
+    return first in _NARROWED and not plain
 
 
 def _asked(query: bytes) -> File | None:

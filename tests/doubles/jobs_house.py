@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from gateway.api.front import Api
+from gateway.auth.guard import Guard
 from gateway.config import Jobs
 from gateway.dashboard.front import add_dashboard
 from gateway.fleet.ask import asker
@@ -247,9 +248,13 @@ async def house(
     up: str = "boot-1",
     webhooks: dict[str, Any] | None = None,
     schedule: dict[str, Any] | None = None,
+    guard: Guard | None = None,
     **jobs: Any,
 ) -> AsyncIterator[House]:
-    """A gateway whose journal lies in ``folder``; ``jobs`` are settings, ``up`` the life of its backend."""
+    """A gateway whose journal lies in ``folder``; ``jobs`` are settings, ``up`` the life of its backend.
+
+    ``guard`` says who may pass; ``None``: everybody.
+    """
     comfy = Comfy()
     async with scripted(comfy.script) as backend:
         settings = {"journal": str(folder), "look": 0.02, **jobs}
@@ -265,7 +270,7 @@ async def house(
         api = Api(desk, fleet, ask, own.queue_all, lambda: server.ports[1:], config)
         tails = [Tail()]
         add_dashboard(api, desk, fleet, metrics, [ask], tails, dict)
-        server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own.table(), desk, api)
+        server = Server(config, fleet, Limiter(config.rate, config.gpus), metrics, own.table(), desk, api, guard)
         await server.start()
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(desk.run(), name="jobs"), tasks.create_task(api.run(), name="api")]
